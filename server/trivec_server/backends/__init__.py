@@ -1,0 +1,1 @@
+"""The engines behind one interface, and the builder of their graphs."""

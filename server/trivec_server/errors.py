@@ -1,0 +1,67 @@
+"""
+The errors of the domain. They know no gRPC: `transport/status.py` maps each to a status code, once.
+
+Every message is one line for a user: what was wrong, where, the limit, and how to mend it. Nothing internal.
+"""
+
+from dataclasses import dataclass
+
+
+class TrivecError(Exception):
+    """The root of all errors that Trivec raises on purpose. `str(error)` may be shown to a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One faulty field of a request: its path with index, such as `texts[3]`, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(TrivecError):
+    """The request itself is wrong; sending it again unchanged fails again."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.violations = (FieldViolation(field, description),)
+
+
+class NotFound(TrivecError):
+    """The request names a model or version that the server does not know."""
+
+
+class Unavailable(TrivecError):
+    """The model is known but not ready, or the server is shutting down."""
+
+
+class Overloaded(TrivecError):
+    """A limit on queued work is reached. The request was not started; it may be sent again."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(TrivecError):
+    """The request's deadline, or the queue's timeout, passed before the request was computed."""
+
+
+class ResponseTooLarge(TrivecError):
+    """The answer would be larger than a response message may be."""
+
+
+class ComputeError(TrivecError):
+    """The engine failed on this request, or gave numbers that are not finite."""
+
+
+class LoadError(TrivecError):
+    """A model version cannot be served. The message is the reason shown in GetModel and the log."""
+
+
+class ConfigError(LoadError):
+    """A `config.pbtxt` is wrong. The message names the file, the line where known, and the field."""
+
+
+class CommandError(TrivecError):
+    """A command of the command line cannot go on: a fault of its user or surroundings. Shown as one line."""

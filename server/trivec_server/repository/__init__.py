@@ -1,0 +1,1 @@
+"""The model repository: reading it, filling it, and the registry of what is loaded."""

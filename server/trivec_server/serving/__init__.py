@@ -1,0 +1,1 @@
+"""From an admitted request to its result: tokenizer, batcher, encoding, scores."""

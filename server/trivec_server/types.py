@@ -1,0 +1,157 @@
+"""The domain's values: what a request asks for, what a model is set to. No gRPC, no engine, no I/O."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+CLS_TOKEN_ID = 0
+PAD_TOKEN_ID = 1
+EOS_TOKEN_ID = 2
+UNK_TOKEN_ID = 3
+
+SPARSE_EXCLUDED_TOKEN_IDS = (CLS_TOKEN_ID, PAD_TOKEN_ID, EOS_TOKEN_ID, UNK_TOKEN_ID)
+"""Ids that never appear in a sparse vector. `<mask>` may (FlagEmbedding 1.4.2, `m3.py`, `_process_token_weights`)."""
+
+
+class Mode(enum.Flag):
+    """A set of embeddings: DENSE, SPARSE, MULTI_VECTOR, or any union of them."""
+
+    DENSE = enum.auto()
+    SPARSE = enum.auto()
+    MULTI_VECTOR = enum.auto()
+    HYBRID = DENSE | SPARSE | MULTI_VECTOR
+
+
+class InputType(enum.Enum):
+    """What a text is for; selects the prefix of the model."""
+
+    NONE = enum.auto()
+    QUERY = enum.auto()
+    PASSAGE = enum.auto()
+
+
+class Truncation(enum.Enum):
+    """What to do with a text of too many tokens."""
+
+    ERROR = enum.auto()
+    RIGHT = enum.auto()
+    LEFT = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """The name of a model and one of its versions."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWeights:
+    """The factors of the weighted sums of scores. None is negative, one at least is above zero."""
+
+    dense: float = 1.0
+    sparse: float = 1.0
+    multi_vector: float = 1.0
+
+
+class TimeoutAction(enum.Enum):
+    """What happens to a request whose queue timeout passes (Triton's ModelQueuePolicy.TimeoutAction)."""
+
+    REJECT = enum.auto()
+    DELAY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePolicy:
+    """Triton's ModelQueuePolicy. `timeout_us` 0: no timeout. `max_queue_size` counts requests, 0: no limit."""
+
+    timeout_action: TimeoutAction = TimeoutAction.REJECT
+    timeout_us: int = 0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingSettings:
+    """
+    How requests are gathered into batches.
+
+    `max_batch_size` counts texts, `preferred_batch_sizes` too (ascending, each at most `max_batch_size`).
+    `priority_levels` 0 means one level; level 1 is served first. `token_budget` None: the engine's own.
+    """
+
+    max_batch_size: int = 64
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    priority_levels: int = 0
+    default_priority_level: int = 0
+    queue_policy: QueuePolicy = QueuePolicy()
+    priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
+    token_budget: int | None = None
+
+
+class InstanceKind(enum.Enum):
+    """Triton's ModelInstanceGroup.Kind, less KIND_MODEL."""
+
+    AUTO = enum.auto()
+    GPU = enum.auto()
+    CPU = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceGroup:
+    """Engine instances of one kind. `gpus` empty: every GPU."""
+
+    kind: InstanceKind = InstanceKind.AUTO
+    count: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPolicy:
+    """Which versions to serve: the `latest` n, or the `specific` ones, or all where both are None."""
+
+    latest: int | None = 1
+    specific: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """Batches to run before a model is ready: `count` times `batch_size` texts of `tokens` tokens."""
+
+    name: str
+    batch_size: int = 1
+    tokens: int = 16
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """
+    One `config.pbtxt`, read and checked.
+
+    What is None was not set: the version's manifest decides (`pooling`, `precision`, `max_tokens`), and where both
+    speak they must agree (`pooling`, `precision`, dimensions) or the manifest's is the upper bound (`max_tokens`).
+    """
+
+    name: str
+    backend: str
+    version_policy: VersionPolicy = VersionPolicy()
+    batching: BatchingSettings = BatchingSettings()
+    instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
+    warmups: tuple[Warmup, ...] = ()
+    dense_dimension: int | None = None
+    multi_vector_dimension: int | None = None
+    pooling: str | None = None
+    precision: str | None = None
+    max_tokens: int | None = None
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    score_weights: ScoreWeights = ScoreWeights()
+    intra_op_threads: int | None = None
+    warnings: tuple[str, ...] = ()
