@@ -137,6 +137,7 @@ class ModelSettings:
 
     What is None was not set: the version's manifest decides (`pooling`, `precision`, `max_tokens`), and where both
     speak they must agree (`pooling`, `precision`, dimensions) or the manifest's is the upper bound (`max_tokens`).
+    `declared_modes` are the outputs that the file declares: the model must have each of them.
     """
 
     name: str
@@ -145,6 +146,7 @@ class ModelSettings:
     batching: BatchingSettings = BatchingSettings()
     instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
     warmups: tuple[Warmup, ...] = ()
+    declared_modes: Mode | None = None
     dense_dimension: int | None = None
     multi_vector_dimension: int | None = None
     pooling: str | None = None

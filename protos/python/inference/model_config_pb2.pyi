@@ -45,7 +45,8 @@ class _DataTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     TYPE_STRING: _DataType.ValueType  # 13
     TYPE_BF16: _DataType.ValueType  # 14
 
-class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper): ...
+class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
+    """The type of a tensor's elements. Inputs of text are TYPE_STRING, outputs TYPE_FP32."""
 
 TYPE_INVALID: DataType.ValueType  # 0
 TYPE_BOOL: DataType.ValueType  # 1
@@ -66,6 +67,8 @@ Global___DataType: typing_extensions.TypeAlias = DataType
 
 @typing.final
 class ModelRateLimiter(google.protobuf.message.Message):
+    """Sharing of resources between models. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -102,6 +105,8 @@ Global___ModelRateLimiter: typing_extensions.TypeAlias = ModelRateLimiter
 
 @typing.final
 class ModelInstanceGroup(google.protobuf.message.Message):
+    """Engine instances of one kind."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _Kind:
@@ -115,7 +120,9 @@ class ModelInstanceGroup(google.protobuf.message.Message):
         KIND_CPU: ModelInstanceGroup._Kind.ValueType  # 2
         KIND_MODEL: ModelInstanceGroup._Kind.ValueType  # 3
 
-    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Where the instances run. KIND_AUTO leaves it to the backend; KIND_MODEL is refused by Trivec."""
+
     KIND_AUTO: ModelInstanceGroup.Kind.ValueType  # 0
     KIND_GPU: ModelInstanceGroup.Kind.ValueType  # 1
     KIND_CPU: ModelInstanceGroup.Kind.ValueType  # 2
@@ -123,6 +130,8 @@ class ModelInstanceGroup(google.protobuf.message.Message):
 
     @typing.final
     class SecondaryDevice(google.protobuf.message.Message):
+        """Another device beside the GPU. No effect in Trivec."""
+
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         class _SecondaryDeviceKind:
@@ -158,18 +167,31 @@ class ModelInstanceGroup(google.protobuf.message.Message):
     PASSIVE_FIELD_NUMBER: builtins.int
     HOST_POLICY_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """A name for the group. No effect in Trivec."""
     kind: Global___ModelInstanceGroup.Kind.ValueType
+    """Default: KIND_AUTO."""
     count: builtins.int
+    """The number of instances, from 1; with GPUs, on each GPU. Default: 1."""
     passive: builtins.bool
+    """No effect in Trivec."""
     host_policy: builtins.str
+    """No effect in Trivec."""
     @property
-    def rate_limiter(self) -> Global___ModelRateLimiter: ...
+    def rate_limiter(self) -> Global___ModelRateLimiter:
+        """No effect in Trivec."""
+
     @property
-    def gpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def gpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The GPUs to run on, from 0. Default: all. Excluded by KIND_CPU."""
+
     @property
-    def secondary_devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInstanceGroup.SecondaryDevice]: ...
+    def secondary_devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInstanceGroup.SecondaryDevice]:
+        """No effect in Trivec."""
+
     @property
-    def profile(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def profile(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """TensorRT's optimization profiles. No effect in Trivec."""
+
     def __init__(
         self,
         *,
@@ -190,6 +212,8 @@ Global___ModelInstanceGroup: typing_extensions.TypeAlias = ModelInstanceGroup
 
 @typing.final
 class ModelTensorReshape(google.protobuf.message.Message):
+    """The shape that the model itself takes. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SHAPE_FIELD_NUMBER: builtins.int
@@ -206,6 +230,8 @@ Global___ModelTensorReshape: typing_extensions.TypeAlias = ModelTensorReshape
 
 @typing.final
 class ModelInput(google.protobuf.message.Message):
+    """One input of the model. In Trivec it is `text`, TYPE_STRING, [ 1 ]."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _Format:
@@ -233,14 +259,18 @@ class ModelInput(google.protobuf.message.Message):
     OPTIONAL_FIELD_NUMBER: builtins.int
     IS_NON_LINEAR_FORMAT_IO_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """`text`."""
     data_type: Global___DataType.ValueType
+    """TYPE_STRING."""
     format: Global___ModelInput.Format.ValueType
     is_shape_tensor: builtins.bool
     allow_ragged_batch: builtins.bool
     optional: builtins.bool
     is_non_linear_format_io: builtins.bool
     @property
-    def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The shape without the batch dimension: [ 1 ], one text for each row."""
+
     @property
     def reshape(self) -> Global___ModelTensorReshape: ...
     def __init__(
@@ -263,6 +293,8 @@ Global___ModelInput: typing_extensions.TypeAlias = ModelInput
 
 @typing.final
 class ModelOutput(google.protobuf.message.Message):
+    """One output of the model. In Trivec: `dense` [ D ], `sparse` [ -1 ], `multi_vector` [ -1, D ]."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
@@ -273,12 +305,16 @@ class ModelOutput(google.protobuf.message.Message):
     IS_SHAPE_TENSOR_FIELD_NUMBER: builtins.int
     IS_NON_LINEAR_FORMAT_IO_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """`dense`, `sparse` or `multi_vector`, each at most once."""
     data_type: Global___DataType.ValueType
+    """TYPE_FP32; TYPE_FP16 is accepted, but each request chooses its encoding."""
     label_filename: builtins.str
     is_shape_tensor: builtins.bool
     is_non_linear_format_io: builtins.bool
     @property
-    def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The shape without the batch dimension; -1 varies."""
+
     @property
     def reshape(self) -> Global___ModelTensorReshape: ...
     def __init__(
@@ -299,6 +335,8 @@ Global___ModelOutput: typing_extensions.TypeAlias = ModelOutput
 
 @typing.final
 class BatchInput(google.protobuf.message.Message):
+    """An input made from the whole batch. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _Kind:
@@ -346,6 +384,8 @@ Global___BatchInput: typing_extensions.TypeAlias = BatchInput
 
 @typing.final
 class BatchOutput(google.protobuf.message.Message):
+    """An output that is split by the shape of an input. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _Kind:
@@ -380,14 +420,19 @@ Global___BatchOutput: typing_extensions.TypeAlias = BatchOutput
 
 @typing.final
 class ModelVersionPolicy(google.protobuf.message.Message):
+    """Which versions of the model to serve. Default: latest { num_versions: 1 }."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
     class Latest(google.protobuf.message.Message):
+        """The versions of the highest numbers."""
+
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         NUM_VERSIONS_FIELD_NUMBER: builtins.int
         num_versions: builtins.int
+        """How many, from 1. Default: 1."""
         def __init__(
             self,
             *,
@@ -397,6 +442,8 @@ class ModelVersionPolicy(google.protobuf.message.Message):
 
     @typing.final
     class All(google.protobuf.message.Message):
+        """Every version."""
+
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         def __init__(
@@ -405,11 +452,15 @@ class ModelVersionPolicy(google.protobuf.message.Message):
 
     @typing.final
     class Specific(google.protobuf.message.Message):
+        """The versions named."""
+
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         VERSIONS_FIELD_NUMBER: builtins.int
         @property
-        def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+        def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+            """The numbers, at least one, each from 1."""
+
         def __init__(
             self,
             *,
@@ -441,6 +492,8 @@ Global___ModelVersionPolicy: typing_extensions.TypeAlias = ModelVersionPolicy
 
 @typing.final
 class ModelOptimizationPolicy(google.protobuf.message.Message):
+    """How a backend prepares the model. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _ModelPriority:
@@ -687,6 +740,8 @@ Global___ModelOptimizationPolicy: typing_extensions.TypeAlias = ModelOptimizatio
 
 @typing.final
 class ModelQueuePolicy(google.protobuf.message.Message):
+    """What the queue does with requests that wait."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     class _TimeoutAction:
@@ -698,7 +753,9 @@ class ModelQueuePolicy(google.protobuf.message.Message):
         REJECT: ModelQueuePolicy._TimeoutAction.ValueType  # 0
         DELAY: ModelQueuePolicy._TimeoutAction.ValueType  # 1
 
-    class TimeoutAction(_TimeoutAction, metaclass=_TimeoutActionEnumTypeWrapper): ...
+    class TimeoutAction(_TimeoutAction, metaclass=_TimeoutActionEnumTypeWrapper):
+        """What happens to a request whose timeout passes: REJECT answers it with an error, DELAY puts it behind all others."""
+
     REJECT: ModelQueuePolicy.TimeoutAction.ValueType  # 0
     DELAY: ModelQueuePolicy.TimeoutAction.ValueType  # 1
 
@@ -707,9 +764,13 @@ class ModelQueuePolicy(google.protobuf.message.Message):
     ALLOW_TIMEOUT_OVERRIDE_FIELD_NUMBER: builtins.int
     MAX_QUEUE_SIZE_FIELD_NUMBER: builtins.int
     timeout_action: Global___ModelQueuePolicy.TimeoutAction.ValueType
+    """Default: REJECT."""
     default_timeout_microseconds: builtins.int
+    """The longest wait in the queue. Default 0: no limit."""
     allow_timeout_override: builtins.bool
+    """Whether a request may shorten its timeout. Default: false."""
     max_queue_size: builtins.int
+    """The most requests that wait. Default 0: no limit."""
     def __init__(
         self,
         *,
@@ -724,6 +785,8 @@ Global___ModelQueuePolicy: typing_extensions.TypeAlias = ModelQueuePolicy
 
 @typing.final
 class ModelDynamicBatching(google.protobuf.message.Message):
+    """How requests are gathered into batches."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -752,15 +815,25 @@ class ModelDynamicBatching(google.protobuf.message.Message):
     DEFAULT_QUEUE_POLICY_FIELD_NUMBER: builtins.int
     PRIORITY_QUEUE_POLICY_FIELD_NUMBER: builtins.int
     max_queue_delay_microseconds: builtins.int
+    """How long the oldest text waits for a fuller batch. Default: 0."""
     preserve_ordering: builtins.bool
+    """No effect in Trivec, where each answer goes to its own request. Excludes several levels and DELAY."""
     priority_levels: builtins.int
+    """The number of priority levels; level 1 is served first. Default 0: one level."""
     default_priority_level: builtins.int
+    """The level of requests that name none, from 1 to priority_levels. Needed with priority_levels."""
     @property
-    def preferred_batch_size(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def preferred_batch_size(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Batch sizes, in texts, at which a batch starts at once; each from 1 to max_batch_size."""
+
     @property
-    def default_queue_policy(self) -> Global___ModelQueuePolicy: ...
+    def default_queue_policy(self) -> Global___ModelQueuePolicy:
+        """The policy of all levels that have none of their own."""
+
     @property
-    def priority_queue_policy(self) -> google.protobuf.internal.containers.MessageMap[builtins.int, Global___ModelQueuePolicy]: ...
+    def priority_queue_policy(self) -> google.protobuf.internal.containers.MessageMap[builtins.int, Global___ModelQueuePolicy]:
+        """The policy of one level; the key is the level."""
+
     def __init__(
         self,
         *,
@@ -779,6 +852,8 @@ Global___ModelDynamicBatching: typing_extensions.TypeAlias = ModelDynamicBatchin
 
 @typing.final
 class ModelSequenceBatching(google.protobuf.message.Message):
+    """Batching of requests that belong to a sequence. Refused by Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -977,6 +1052,8 @@ Global___ModelSequenceBatching: typing_extensions.TypeAlias = ModelSequenceBatch
 
 @typing.final
 class ModelEnsembling(google.protobuf.message.Message):
+    """A model made of other models. Refused by Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -1055,10 +1132,13 @@ Global___ModelEnsembling: typing_extensions.TypeAlias = ModelEnsembling
 
 @typing.final
 class ModelParameter(google.protobuf.message.Message):
+    """The value of a parameter."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STRING_VALUE_FIELD_NUMBER: builtins.int
     string_value: builtins.str
+    """The value as text."""
     def __init__(
         self,
         *,
@@ -1070,10 +1150,14 @@ Global___ModelParameter: typing_extensions.TypeAlias = ModelParameter
 
 @typing.final
 class ModelWarmup(google.protobuf.message.Message):
+    """Batches to run before the model is ready."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
     class Input(google.protobuf.message.Message):
+        """The data of one input."""
+
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         DATA_TYPE_FIELD_NUMBER: builtins.int
@@ -1082,11 +1166,17 @@ class ModelWarmup(google.protobuf.message.Message):
         RANDOM_DATA_FIELD_NUMBER: builtins.int
         INPUT_DATA_FILE_FIELD_NUMBER: builtins.int
         data_type: Global___DataType.ValueType
+        """TYPE_STRING."""
         zero_data: builtins.bool
+        """Accepted; which tokens are run does not matter."""
         random_data: builtins.bool
+        """As zero_data."""
         input_data_file: builtins.str
+        """No effect in Trivec."""
         @property
-        def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+        def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+            """In Trivec [ n ]: texts of n tokens; [ 1 ] leaves the length open."""
+
         def __init__(
             self,
             *,
@@ -1123,10 +1213,15 @@ class ModelWarmup(google.protobuf.message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     COUNT_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """Shown in the log."""
     batch_size: builtins.int
+    """Texts in a batch, from 1 to max_batch_size. Default: 1."""
     count: builtins.int
+    """How often the batch is run, from 1. Default: 1."""
     @property
-    def inputs(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelWarmup.Input]: ...
+    def inputs(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelWarmup.Input]:
+        """The inputs by name; in Trivec only `text`."""
+
     def __init__(
         self,
         *,
@@ -1141,6 +1236,8 @@ Global___ModelWarmup: typing_extensions.TypeAlias = ModelWarmup
 
 @typing.final
 class ModelOperations(google.protobuf.message.Message):
+    """Libraries of operations that a backend loads. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OP_LIBRARY_FILENAME_FIELD_NUMBER: builtins.int
@@ -1157,10 +1254,13 @@ Global___ModelOperations: typing_extensions.TypeAlias = ModelOperations
 
 @typing.final
 class ModelTransactionPolicy(google.protobuf.message.Message):
+    """How many answers a request gets."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DECOUPLED_FIELD_NUMBER: builtins.int
     decoupled: builtins.bool
+    """Whether a request may get any number of answers. True is refused by Trivec."""
     def __init__(
         self,
         *,
@@ -1172,6 +1272,8 @@ Global___ModelTransactionPolicy: typing_extensions.TypeAlias = ModelTransactionP
 
 @typing.final
 class ModelRepositoryAgents(google.protobuf.message.Message):
+    """Programs that see to a model's files before it is loaded. Refused by Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -1221,6 +1323,8 @@ Global___ModelRepositoryAgents: typing_extensions.TypeAlias = ModelRepositoryAge
 
 @typing.final
 class ModelResponseCache(google.protobuf.message.Message):
+    """Caching of answers. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENABLE_FIELD_NUMBER: builtins.int
@@ -1236,6 +1340,8 @@ Global___ModelResponseCache: typing_extensions.TypeAlias = ModelResponseCache
 
 @typing.final
 class ModelMetrics(google.protobuf.message.Message):
+    """Settings of this model's metrics. No effect in Trivec."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -1379,49 +1485,93 @@ class ModelConfig(google.protobuf.message.Message):
     RESPONSE_CACHE_FIELD_NUMBER: builtins.int
     MODEL_METRICS_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """The model's name. If given, it must equal the name of the model's directory."""
     platform: builtins.str
+    """An older way to name the backend, such as `onnxruntime_onnx`. Needed if `backend` is left out."""
     backend: builtins.str
+    """The engine that runs the model, such as `onnxruntime`. In Trivec `auto` leaves it to the server."""
     runtime: builtins.str
+    """The library of the backend. No effect in Trivec."""
     max_batch_size: builtins.int
+    """The most texts in one batch, from 1. Default in Trivec: 64, with a warning."""
     default_model_filename: builtins.str
+    """No effect in Trivec: the version's manifest names its files."""
     @property
-    def version_policy(self) -> Global___ModelVersionPolicy: ...
+    def version_policy(self) -> Global___ModelVersionPolicy:
+        """Which versions to serve. Default: the highest."""
+
     @property
-    def input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInput]: ...
+    def input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInput]:
+        """The inputs, at most one in Trivec. May be left out."""
+
     @property
-    def output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelOutput]: ...
+    def output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelOutput]:
+        """The outputs. May be left out; those declared must be those of the model."""
+
     @property
-    def batch_input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchInput]: ...
+    def batch_input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchInput]:
+        """No effect in Trivec."""
+
     @property
-    def batch_output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchOutput]: ...
+    def batch_output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchOutput]:
+        """No effect in Trivec."""
+
     @property
-    def optimization(self) -> Global___ModelOptimizationPolicy: ...
+    def optimization(self) -> Global___ModelOptimizationPolicy:
+        """No effect in Trivec."""
+
     @property
-    def dynamic_batching(self) -> Global___ModelDynamicBatching: ...
+    def dynamic_batching(self) -> Global___ModelDynamicBatching:
+        """How requests are gathered into batches."""
+
     @property
-    def sequence_batching(self) -> Global___ModelSequenceBatching: ...
+    def sequence_batching(self) -> Global___ModelSequenceBatching:
+        """Refused by Trivec."""
+
     @property
-    def ensemble_scheduling(self) -> Global___ModelEnsembling: ...
+    def ensemble_scheduling(self) -> Global___ModelEnsembling:
+        """Refused by Trivec."""
+
     @property
-    def instance_group(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInstanceGroup]: ...
+    def instance_group(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInstanceGroup]:
+        """The engine instances. Default: one of KIND_AUTO."""
+
     @property
-    def cc_model_filenames(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def cc_model_filenames(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """No effect in Trivec."""
+
     @property
-    def metric_tags(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def metric_tags(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """No effect in Trivec."""
+
     @property
-    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]: ...
+    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]:
+        """Settings that are Trivec's own; docs/model-repository.md lists them. An unknown key is an error."""
+
     @property
-    def model_warmup(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelWarmup]: ...
+    def model_warmup(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelWarmup]:
+        """Batches to run before the model is ready."""
+
     @property
-    def model_operations(self) -> Global___ModelOperations: ...
+    def model_operations(self) -> Global___ModelOperations:
+        """No effect in Trivec."""
+
     @property
-    def model_transaction_policy(self) -> Global___ModelTransactionPolicy: ...
+    def model_transaction_policy(self) -> Global___ModelTransactionPolicy:
+        """How many answers a request gets."""
+
     @property
-    def model_repository_agents(self) -> Global___ModelRepositoryAgents: ...
+    def model_repository_agents(self) -> Global___ModelRepositoryAgents:
+        """Refused by Trivec."""
+
     @property
-    def response_cache(self) -> Global___ModelResponseCache: ...
+    def response_cache(self) -> Global___ModelResponseCache:
+        """No effect in Trivec."""
+
     @property
-    def model_metrics(self) -> Global___ModelMetrics: ...
+    def model_metrics(self) -> Global___ModelMetrics:
+        """No effect in Trivec."""
+
     def __init__(
         self,
         *,

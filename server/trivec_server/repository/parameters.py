@@ -1,0 +1,101 @@
+"""Trivec's own settings in a `config.pbtxt`: the keys of `parameters`."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trivec_server.errors import ConfigError
+from trivec_server.repository.pbtxt import Places, shown, suggestion
+from trivec_server.types import ScoreWeights
+
+POOLINGS = ("cls", "mean")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+
+PARAMETERS: Mapping[str, str] = {
+    "max_tokens": "a whole number from 2 to 1048576",
+    "token_budget": "a whole number from 2 to 2147483647",
+    "pooling": " or ".join(f"`{pooling}`" for pooling in POOLINGS),
+    "query_prefix": "any text",
+    "passage_prefix": "any text",
+    "precision": ", ".join(f"`{precision}`" for precision in PRECISIONS),
+    "score_weights": "three numbers `dense,sparse,multi_vector`, none negative, one at least above zero",
+    "intra_op_threads": "a whole number from 1 to 1024",
+}
+"""Every key with what its value may be, as errors and docs/model-repository.md say it."""
+
+_LARGEST_FLOAT32 = 3.4028234e38
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """The values of the keys, read. None: the key was not given."""
+
+    max_tokens: int | None
+    token_budget: int | None
+    pooling: str | None
+    query_prefix: str
+    passage_prefix: str
+    precision: str | None
+    score_weights: ScoreWeights
+    intra_op_threads: int | None
+
+
+def parse_parameters(values: Mapping[str, str], places: Places) -> Parameters:
+    """
+    Reads the keys of `parameters`, each a text.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not one that its key allows; names key, value and what is allowed.
+    """
+    for key in values:
+        if key not in PARAMETERS:
+            near = suggestion(key, PARAMETERS) or f"; known are {', '.join(PARAMETERS)}"
+            raise places.error(f'parameters["{key}"]', f"unknown key{near}")
+    source = _Source(values, places)
+    return Parameters(
+        max_tokens=source.whole_number("max_tokens", 2, 1_048_576),
+        token_budget=source.whole_number("token_budget", 2, 2_147_483_647),
+        pooling=source.choice("pooling", POOLINGS),
+        query_prefix=values.get("query_prefix", ""),
+        passage_prefix=values.get("passage_prefix", ""),
+        precision=source.choice("precision", PRECISIONS),
+        score_weights=source.score_weights("score_weights"),
+        intra_op_threads=source.whole_number("intra_op_threads", 1, 1024),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    values: Mapping[str, str]
+    places: Places
+
+    def whole_number(self, key: str, least: int, most: int) -> int | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,10}", value) or not least <= int(value) <= most:
+            raise self._wrong(key, value)
+        return int(value)
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str | None:
+        value = self.values.get(key)
+        if value is not None and value not in allowed:
+            raise self._wrong(key, value, suggestion(value, allowed))
+        return value
+
+    def score_weights(self, key: str) -> ScoreWeights:
+        value = self.values.get(key)
+        if value is None:
+            return ScoreWeights()
+        try:
+            numbers = [float(part) for part in value.split(",")]
+        except ValueError:
+            raise self._wrong(key, value) from None
+        sound = all(math.isfinite(number) and 0 <= number <= _LARGEST_FLOAT32 for number in numbers)
+        if len(numbers) != 3 or not sound or not any(numbers):
+            raise self._wrong(key, value)
+        return ScoreWeights(*numbers)
+
+    def _wrong(self, key: str, value: str, near: str = "") -> ConfigError:
+        return self.places.error(f'parameters["{key}"]', f"{shown(value)} is not {PARAMETERS[key]}{near}")
