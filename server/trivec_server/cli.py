@@ -1,0 +1,193 @@
+"""The command line: arguments and `TRIVEC_*` variables to settings, and one call per command."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trivec_server import cli_client
+from trivec_server.errors import CommandError, TrivecError
+from trivec_server.logs import FORMATS, LEVELS, configure_logs
+from trivec_server.settings import Limits, ServeSettings
+
+_INTERRUPTED_EXIT_CODE = 130
+_DEFAULTS = ServeSettings()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code. A fault of the user or of the surroundings is one line on stderr."""
+    try:
+        code = cli.main(list(arguments), prog_name="trivec", standalone_mode=False)
+    except click.Abort:
+        return _INTERRUPTED_EXIT_CODE
+    except click.ClickException as error:
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f" (see `{error.ctx.command_path} --help`)"
+        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        return error.exit_code
+    except TrivecError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("trivec"), message="trivec %(version)s")
+def cli() -> None:
+    """
+    BGE-M3's three embeddings over gRPC: dense, sparse and multi-vector from one forward pass.
+
+    Every option can also be set by the environment variable shown beside it.
+    """
+
+
+def option(flag: str, text: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option with its environment variable: `--grpc-port` is `TRIVEC_GRPC_PORT`."""
+    variable = "TRIVEC_" + flag.removeprefix("--").replace("-", "_").upper()
+    if "default" in settings:
+        settings.setdefault("show_default", True)
+    return click.option(flag, help=text, envvar=variable, show_envvar=True, **settings)
+
+
+repository_option = option(
+    "--model-repository",
+    "The model repository: <model>/config.pbtxt and <model>/<version>/.",
+    type=click.Path(path_type=Path),
+    default=_DEFAULTS.model_repository,
+)
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every field of Limits, with its name and default."""
+    texts = {
+        "max_texts_per_request": "Texts in one request.",
+        "max_request_bytes": "Bytes of one request message.",
+        "max_response_bytes": "Bytes of one response message.",
+        "max_chunk_bytes": "Bytes of multi-vector data in one message of EmbedStream.",
+        "max_queued_texts": "Texts under way, per model version.",
+        "max_queued_bytes": "Bytes of requests under way, per model version.",
+        "max_queued_tokens": "Tokens waiting for a batch, per model version.",
+        "max_stream_requests": "Requests under way on one EmbedStream.",
+        "max_stream_result_bytes": "Bytes of results held for one EmbedStream.",
+    }
+    defaults = Limits()
+    for field in reversed(fields(Limits)):
+        flag = "--" + field.name.replace("_", "-")
+        default = getattr(defaults, field.name)
+        command = option(flag, texts[field.name], type=click.IntRange(min=1), default=default)(command)
+    return command
+
+
+@cli.command()
+@repository_option
+@option("--load-model", "Load only this model. May be repeated.", multiple=True)
+@option("--default-model", "The model of requests that name none. [default: the only model]")
+@option("--host", "The address to listen on.", default=_DEFAULTS.host)
+@option("--grpc-port", "The gRPC port; 0: any free one.", type=click.IntRange(0, 65535), default=_DEFAULTS.grpc_port)
+@option("--metrics-host", "The address of the metrics endpoint.", default=_DEFAULTS.metrics_host)
+@option(
+    "--metrics-port",
+    "The port of the Prometheus endpoint; 0: any free one, -1: none.",
+    type=click.IntRange(-1, 65535),
+    default=_DEFAULTS.metrics_port,
+)
+@_limit_options
+@option(
+    "--drain-pause-s",
+    "After SIGTERM: seconds to go on serving with health NOT_SERVING, for balancers to see it.",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.drain_pause_s,
+)
+@option(
+    "--drain-grace-s",
+    "Then: seconds for the calls in flight to finish.",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.drain_grace_s,
+)
+@option(
+    "--keepalive-time-s",
+    "Ping an idle connection after so many seconds.",
+    type=click.FloatRange(min=1),
+    default=_DEFAULTS.keepalive_time_s,
+)
+@option(
+    "--max-connection-age-s",
+    "Ask clients to reconnect after so many seconds, so that load spreads over new servers.",
+    type=click.FloatRange(min=1),
+    default=_DEFAULTS.max_connection_age_s,
+)
+@option(
+    "--max-connection-age-grace-s",
+    "Then: seconds for the connection's calls to finish.",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.max_connection_age_grace_s,
+)
+@option("--log-level", "What to log.", type=click.Choice(LEVELS), default=_DEFAULTS.log_level)
+@option("--log-format", "How to log.", type=click.Choice(FORMATS), default=_DEFAULTS.log_format)
+def serve(**given: Any) -> None:
+    """Serve the models of a repository over gRPC."""
+    limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits)})
+    metrics_port = given.pop("metrics_port")
+    settings = ServeSettings(
+        limits=limits,
+        metrics_port=None if metrics_port < 0 else metrics_port,
+        load_models=given.pop("load_model"),
+        **given,
+    )
+    configure_logs(settings.log_level, settings.log_format)
+    try:
+        from trivec_server import lifecycle  # noqa: PLC0415 - the client commands do without the server's packages
+        from trivec_server.greeting import greet  # noqa: PLC0415 - the same
+    except ModuleNotFoundError as error:
+        raise CommandError(f"`trivec serve` needs the package {error.name}: pip install 'trivec[server]'") from error
+    lifecycle.serve(settings, on_loaded=lambda started: click.echo(greet(started)))
+
+
+@cli.command()
+@click.argument("source")
+@repository_option
+@option("--name", "The model's name in the repository. [default: the last part of SOURCE]")
+@option("--model-version", "The version to write. [default: the next free one]", type=click.IntRange(min=1))
+@option("--revision", "The hub's commit, tag or branch. Pin a commit in production.")
+@option(
+    "--precision",
+    "How the weights are stored; arithmetic on the CPU is float32 in both cases.",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+)
+def pull(
+    source: str,
+    model_repository: Path,
+    name: str | None,
+    model_version: int | None,
+    revision: str | None,
+    precision: str,
+) -> None:
+    """
+    Add a model to the repository.
+
+    SOURCE is `m3-mini` (a small demonstration model, no download), a Hugging Face repository of a BGE-M3-shaped model
+    such as `BAAI/bge-m3`, or a local directory of one. HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN are honoured.
+    """
+    try:
+        from trivec_server.repository.pull import pull as pull_model  # noqa: PLC0415 - needs the server's packages
+    except ModuleNotFoundError as error:
+        raise CommandError(f"`trivec pull` needs the package {error.name}: pip install 'trivec[server]'") from error
+    pull_model(
+        source,
+        model_repository,
+        name=name,
+        version=model_version,
+        revision=revision,
+        precision=precision,
+        report=lambda line: click.echo(line, file=sys.stderr),
+    )
+
+
+for _command in cli_client.COMMANDS:
+    cli.add_command(_command)

@@ -1,0 +1,45 @@
+"""What `trivec serve` prints once its models are loaded: what it serves, where, and how to call it."""
+
+from importlib.metadata import version
+
+from trivec_server.lifecycle import Started
+from trivec_server.repository.registry import State, VersionRecord
+
+_TEXT = "人工智能"
+
+
+def greet(started: Started) -> str:
+    """The lines to print."""
+    target = f"{started.host}:{started.grpc_port}"
+    metrics = f", metrics on port {started.metrics_port}" if started.metrics_port is not None else ""
+    lines = [f"Trivec {version('trivec')} serves gRPC on {target}{metrics}"]
+    lines += [f"  {_describe(record)}" for record in started.records]
+    ready = [record.key.name for record in started.records if record.state is State.READY]
+    if ready:
+        model = f'"model": "{ready[0]}", ' if len(set(ready)) > 1 else ""
+        request = f'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
+        lines += [
+            "Try it:",
+            f'  grpcurl -plaintext -d \'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}\' {target} '
+            "trivec.v1.EmbeddingService/Embed",
+            "or in Python:",
+            "  from trivec_client import TrivecClient",
+            f'  with TrivecClient("{target}") as client:',
+            f'      print(client.encode(["{_TEXT}"], return_sparse=True, return_colbert_vecs=True))',
+        ]
+    return "\n".join(lines)
+
+
+def _describe(record: VersionRecord) -> str:
+    loaded = record.loaded
+    if loaded is None:
+        return f"{record.key}: {record.state.name}: {record.reason}"
+    info = loaded.info
+    what = (
+        f"{record.key}: {record.state.name}, engine {info.engine} on {info.device} in {info.precision}, dense and "
+        f"multi-vector of {info.dense_dimension} and {info.multi_vector_dimension} dimensions, up to "
+        f"{loaded.max_tokens} tokens a text"
+    )
+    if loaded.manifest.model.demonstration:
+        what += "; a demonstration model, not for production"
+    return what

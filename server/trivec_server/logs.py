@@ -1,0 +1,37 @@
+"""Structured logs on stderr: one event a line, as text or JSON. Texts and tokens of users are never logged."""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger; bind `request_id` to it where a request is at hand."""
+    logger: FilteringBoundLogger = structlog.get_logger(component=name.removeprefix("trivec_server."))
+    return logger
+
+
+def configure_logs(level: str, log_format: str) -> None:
+    """Sets level (one of LEVELS) and format (one of FORMATS) for the process."""
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if log_format == "json":
+        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    else:
+        processors += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # grpc and huggingface_hub use the standard library's logging.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,150 @@
+"""
+The Prometheus series, all declared here.
+
+One `Metrics` belongs to one server; `Metrics.model` gives the series of one model version with their labels bound, so
+that the hot path looks no label up. Durations are in seconds.
+"""
+
+import threading
+from dataclasses import dataclass
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+from trivec_server.types import ModelVersion
+
+_DURATION_BUCKETS_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+_RATIO_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+_MODEL_LABELS = ("model", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetrics:
+    """The series of one model version."""
+
+    tokenize_duration_s: Histogram
+    queue_duration_s: Histogram
+    compute_duration_s: Histogram
+    batch_rows: Histogram
+    batch_tokens: Histogram
+    batch_padding_ratio: Histogram
+    texts: Counter
+    tokens: Counter
+    truncated_texts: Counter
+    non_finite_rows: Counter
+    batch_splits: Counter
+    batch_failures: Counter
+    dropped_requests: Counter
+    rejected_requests: Counter
+    queued_requests: Gauge
+    queued_tokens: Gauge
+
+
+class Metrics:
+    """All series of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = self._counter(
+            "trivec_requests", "RPCs (messages, on a stream) finished.", ("method", "model", "code")
+        )
+        self.request_duration_s = self._histogram(
+            "trivec_request_duration_seconds", "From the request's arrival to its answer.", _DURATION_BUCKETS_S,
+            ("method", "model"),
+        )  # fmt: skip
+        self.model_ready = self._gauge("trivec_model_ready", "1 if the version serves, else 0.", _MODEL_LABELS)
+        self.model_load_duration_s = self._gauge(
+            "trivec_model_load_duration_seconds", "The time the version took to load and check.", _MODEL_LABELS
+        )
+        self._tokenize = self._duration("tokenize", "From a request's admission to its last token.")
+        self._queue = self._duration("queue", "From a request's tokens to its last batch's start.")
+        self._compute = self._duration("compute", "One batch in the engine.")
+        self._batch_rows = self._histogram("trivec_batch_rows", "Texts in a batch.", _ROW_BUCKETS)
+        self._batch_tokens = self._histogram("trivec_batch_tokens", "Tokens in a batch, no padding.", _TOKEN_BUCKETS)
+        self._padding = self._histogram(
+            "trivec_batch_padding_ratio", "Padding tokens of a batch over all its tokens.", _RATIO_BUCKETS
+        )
+        self._texts = self._counter("trivec_texts", "Texts embedded.")
+        self._tokens = self._counter("trivec_tokens", "Tokens embedded.")
+        self._truncated = self._counter("trivec_truncated_texts", "Texts that lost tokens to truncation.")
+        self._non_finite = self._counter("trivec_non_finite_rows", "Texts refused: the engine gave NaN or infinity.")
+        self._splits = self._counter("trivec_batch_splits", "Batches split for lack of memory.")
+        self._failures = self._counter("trivec_batch_failures", "Batches that failed in the engine.")
+        self._dropped = self._counter("trivec_dropped_requests", "Cancelled or expired before they were computed.")
+        self._rejected = self._counter("trivec_rejected_requests", "Refused under load, at once.")
+        self._queued_requests = self._gauge("trivec_queued_requests", "Requests under way.", _MODEL_LABELS)
+        self._queued_tokens = self._gauge("trivec_queued_tokens", "Tokens waiting for a batch.", _MODEL_LABELS)
+
+    def model(self, key: ModelVersion) -> ModelMetrics:
+        """The series of one model version; the same ones for equal keys."""
+        labels = (key.name, str(key.version))
+        return ModelMetrics(
+            tokenize_duration_s=self._tokenize.labels(*labels),
+            queue_duration_s=self._queue.labels(*labels),
+            compute_duration_s=self._compute.labels(*labels),
+            batch_rows=self._batch_rows.labels(*labels),
+            batch_tokens=self._batch_tokens.labels(*labels),
+            batch_padding_ratio=self._padding.labels(*labels),
+            texts=self._texts.labels(*labels),
+            tokens=self._tokens.labels(*labels),
+            truncated_texts=self._truncated.labels(*labels),
+            non_finite_rows=self._non_finite.labels(*labels),
+            batch_splits=self._splits.labels(*labels),
+            batch_failures=self._failures.labels(*labels),
+            dropped_requests=self._dropped.labels(*labels),
+            rejected_requests=self._rejected.labels(*labels),
+            queued_requests=self._queued_requests.labels(*labels),
+            queued_tokens=self._queued_tokens.labels(*labels),
+        )
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = _MODEL_LABELS) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL_LABELS
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _duration(self, stage: str, text: str) -> Histogram:
+        return self._histogram(f"trivec_{stage}_duration_seconds", text, _DURATION_BUCKETS_S)
+
+
+class MetricsEndpoint:
+    """`/metrics` over HTTP, on a thread of its own so that a busy event loop can still be observed."""
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        """
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(port, addr=host, registry=metrics.registry)
+
+    @property
+    def port(self) -> int:
+        """The port bound."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stops answering and frees the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,158 @@
+"""Loading one version: files verified, engine built, warmed up, checked. What comes out is fit to serve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trivec_server.backends.interface import Engine, EngineFactory, EngineInfo, EngineRequest, TokenBatch
+from trivec_server.errors import LoadError
+from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
+from trivec_server.repository.selfcheck import check_version
+from trivec_server.serving.device import Device
+from trivec_server.serving.tokenizer import Tokenizer
+from trivec_server.types import (
+    CLS_TOKEN_ID,
+    EOS_TOKEN_ID,
+    UNK_TOKEN_ID,
+    InstanceGroup,
+    InstanceKind,
+    Mode,
+    ModelSettings,
+    ModelVersion,
+    Warmup,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedVersion:
+    """A version that passed its self-check. Its devices have not begun to serve."""
+
+    key: ModelVersion
+    settings: ModelSettings
+    manifest: Manifest
+    info: EngineInfo
+    tokenizer: Tokenizer
+    devices: tuple[Device, ...]
+    max_tokens: int
+
+
+def load_version(
+    key: ModelVersion, version_dir: Path, settings: ModelSettings, engines: Mapping[str, EngineFactory]
+) -> LoadedVersion:
+    """
+    Loads and checks a version. Blocks; nothing stays open if it fails.
+
+    Raises:
+        LoadError: the reason, for the user.
+    """
+    factory = engines.get(settings.backend)
+    if factory is None:
+        raise LoadError(f"backend `{settings.backend}` is not known; use one of: {', '.join(sorted(engines))}")
+    manifest = read_manifest(version_dir)
+    verify_files(version_dir, manifest)
+    max_tokens = _agreed_max_tokens(settings, manifest)
+    tokenizer = Tokenizer(
+        version_dir / "tokenizer.json",
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+    )
+    devices: list[Device] = []
+    try:
+        infos = [_start(device, devices) for device in _devices(key, version_dir, settings, factory)]
+        info = infos[0]
+        _check_agreement(settings, manifest, info)
+        for device in devices:
+            _warm_up(device, settings.warmups, max_tokens)
+            check_version(device, info, tokenizer, max_tokens)
+    except BaseException:
+        for device in devices:
+            device.close()
+        raise
+    return LoadedVersion(
+        key=key,
+        settings=settings,
+        manifest=manifest,
+        info=info,
+        tokenizer=tokenizer,
+        devices=tuple(devices),
+        max_tokens=max_tokens,
+    )
+
+
+def _devices(key: ModelVersion, version_dir: Path, settings: ModelSettings, factory: EngineFactory) -> list[Device]:
+    """One device per engine instance that the instance groups ask for."""
+    request = EngineRequest(
+        version_dir=version_dir,
+        kind=InstanceKind.AUTO,
+        device_index=None,
+        precision=settings.precision,
+        intra_op_threads=settings.intra_op_threads,
+    )
+
+    def device(number: int, request: EngineRequest) -> Device:
+        def build() -> Engine:
+            return factory(request)
+
+        return Device(f"engine {key} {number}", build)
+
+    requests = [
+        replace(request, kind=group.kind, device_index=gpu)
+        for group in settings.instance_groups
+        for gpu in _gpus(group)
+        for _ in range(group.count)
+    ]
+    return [device(number, request) for number, request in enumerate(requests)]
+
+
+def _gpus(group: InstanceGroup) -> tuple[int | None, ...]:
+    return group.gpus or (None,)
+
+
+def _start(device: Device, started: list[Device]) -> EngineInfo:
+    info = device.start()
+    started.append(device)
+    return info
+
+
+def _agreed_max_tokens(settings: ModelSettings, manifest: Manifest) -> int:
+    most = manifest.model.max_tokens
+    if settings.max_tokens is not None and settings.max_tokens > most:
+        raise LoadError(f"config.pbtxt: max_tokens is {settings.max_tokens}, but the model takes at most {most}")
+    return settings.max_tokens or most
+
+
+def _check_agreement(settings: ModelSettings, manifest: Manifest, info: EngineInfo) -> None:
+    """What `config.pbtxt`, the manifest and the graph each say of the model must be the same."""
+    model = manifest.model
+    said = (
+        ("pooling", settings.pooling, model.pooling, info.pooling),
+        ("precision", settings.precision, model.precision, model.precision),
+        ("dense dimension", settings.dense_dimension, model.dense_dimension, info.dense_dimension),
+        (
+            "multi_vector dimension",
+            settings.multi_vector_dimension,
+            model.multi_vector_dimension,
+            info.multi_vector_dimension,
+        ),
+        ("vocabulary size", None, model.vocabulary_size, info.vocabulary_size),
+    )
+    for what, in_config, in_manifest, in_engine in said:
+        if in_manifest != in_engine:
+            raise LoadError(f"manifest.json says {what} {in_manifest}, the graph {in_engine}; pull the model again")
+        if in_config is not None and in_config != in_engine:
+            raise LoadError(f"config.pbtxt says {what} {in_config}, the model has {in_engine}; correct config.pbtxt")
+    if settings.declared_modes is not None and settings.declared_modes & ~info.modes:
+        raise LoadError("config.pbtxt declares an output that the model does not have; correct config.pbtxt")
+
+
+def _warm_up(device: Device, warmups: tuple[Warmup, ...], max_tokens: int) -> None:
+    for warmup in warmups:
+        tokens = min(max(2, warmup.tokens), max_tokens)
+        sequence = [CLS_TOKEN_ID, *[UNK_TOKEN_ID] * (tokens - 2), EOS_TOKEN_ID]
+        batch = TokenBatch(
+            np.array(sequence * warmup.batch_size, np.int64), np.full(warmup.batch_size, tokens, np.int64)
+        )
+        for _ in range(warmup.count):
+            device.run_once(batch, Mode.HYBRID)

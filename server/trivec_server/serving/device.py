@@ -1,0 +1,241 @@
+"""The thread that owns one engine instance: builds it, feeds it batches, hands results back, closes it."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, TokenBatch
+from trivec_server.errors import ComputeError, TrivecError
+from trivec_server.logs import get_logger
+from trivec_server.metrics import ModelMetrics
+from trivec_server.serving.batcher import Batch, Batcher
+from trivec_server.serving.encode import lexical_weights
+from trivec_server.serving.request import SparseRow
+from trivec_server.serving.ticket import Ticket
+from trivec_server.types import Mode
+
+_log = get_logger(__name__)
+
+
+class Device:
+    """
+    One engine instance on its own thread. `start` builds the engine there and waits for it; `serve` lets it pull
+    batches until the batcher is closed; `join` waits for its end.
+    """
+
+    def __init__(self, name: str, build: Callable[[], Engine]) -> None:
+        self._build = build
+        self._built: Future[EngineInfo] = Future()
+        self._work: Future[tuple[Batcher, ModelMetrics, asyncio.AbstractEventLoop]] = Future()
+        self._checks: list[tuple[TokenBatch, Mode, Future[EngineOutput]]] = []
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> EngineInfo:
+        """
+        Builds the engine on its thread. Blocks.
+
+        Raises:
+            LoadError: the engine cannot be built.
+        """
+        self._thread.start()
+        return self._built.result()
+
+    def run_once(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
+        """One batch outside the queue, before `serve`: for the self-check and warm-up. Blocks."""
+        result: Future[EngineOutput] = Future()
+        with self._wake:
+            self._checks.append((batch, modes, result))
+            self._wake.notify()
+        return result.result()
+
+    def serve(self, batcher: Batcher, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to pull batches; results are delivered on `loop`."""
+        with self._wake:
+            self._work.set_result((batcher, metrics, loop))
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Ends a device that never served. Blocks until the engine is closed."""
+        with self._wake:
+            self._work.cancel()
+            self._wake.notify()
+        self._thread.join()
+
+    def join(self) -> None:
+        """Waits until the batcher is closed and drained and the engine is closed."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:  # noqa: BLE001 - `start` raises it where it is awaited
+            self._built.set_exception(error)
+            return
+        self._built.set_result(engine.info)
+        try:
+            self._run_checks(engine)
+            if not self._work.cancelled():
+                batcher, metrics, loop = self._work.result()
+                while (batch := batcher.take()) is not None:
+                    _BatchRun(engine, batcher, metrics, loop).run(batch)
+                    # Held references would keep the last results alive while this thread waits.
+                    del batch
+        finally:
+            engine.close()
+
+    def _run_checks(self, engine: Engine) -> None:
+        """Runs single batches until `serve` or `close` is called."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._checks or self._work.done())
+                if not self._checks:
+                    return
+                batch, modes, result = self._checks.pop(0)
+            try:
+                result.set_result(engine.run(batch, modes))
+            except Exception as error:  # noqa: BLE001 - `run_once` raises it where it is awaited
+                result.set_exception(error)
+
+
+class _BatchRun:
+    """Runs batches on an engine and gives each request its part or its error."""
+
+    def __init__(
+        self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._metrics = metrics
+        self._loop = loop
+
+    def run(self, batch: Batch) -> None:
+        """One batch. A failure concerns the requests in it and no others; this thread goes on."""
+        started_at = time.monotonic()
+        try:
+            output = self._run_or_split(batch.tokens, batch.modes)
+            compute_s = time.monotonic() - started_at
+            self._observe(batch, compute_s)
+            finished, failed = self._distribute(batch, output, compute_s)
+        except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
+            self._metrics.batch_failures.inc()
+            request_ids = [pending.ticket.task.request_id for pending in batch.slices]
+            _log.exception("batch failed", request_ids=request_ids, texts=len(batch.tokens.lengths))
+            finished = []
+            failure = error if isinstance(error, TrivecError) else ComputeError("the engine failed on this batch")
+            failed = [(pending.ticket, failure) for pending in batch.slices]
+        if finished or failed:
+            _deliver(self._loop, finished, failed)
+
+    def _run_or_split(self, tokens: TokenBatch, modes: Mode) -> EngineOutput:
+        """Runs a batch; one that does not fit into memory is run in halves, down to single texts."""
+        try:
+            return self._engine.run(tokens, modes)
+        except MemoryError as error:
+            count = len(tokens.lengths)
+            if count == 1:
+                limit = f"a text of {int(tokens.lengths[0])} tokens does not fit into the device's memory"
+                raise ComputeError(f"{limit}; send a shorter one or lower `max_tokens`") from error
+            self._metrics.batch_splits.inc()
+            _log.warning("batch split for lack of memory", texts=count, tokens=len(tokens.token_ids))
+        middle = len(tokens.lengths) // 2
+        at = int(tokens.lengths[:middle].sum())
+        first = self._run_or_split(TokenBatch(tokens.token_ids[:at], tokens.lengths[:middle]), modes)
+        second = self._run_or_split(TokenBatch(tokens.token_ids[at:], tokens.lengths[middle:]), modes)
+        return _join(first, second)
+
+    def _distribute(
+        self, batch: Batch, output: EngineOutput, compute_s: float
+    ) -> tuple[list[Ticket], list[tuple[Ticket, TrivecError]]]:
+        """Gives each slice its rows; returns the requests that are complete and those that failed."""
+        bad_rows = _non_finite_rows(batch.tokens, output)
+        weights = output.token_weights
+        sparse: list[SparseRow] | None = None
+        if weights is not None:
+            sparse = lexical_weights(batch.tokens.token_ids, weights, batch.tokens.lengths)
+        finished: list[Ticket] = []
+        failed: list[tuple[Ticket, TrivecError]] = []
+        start = 0
+        for pending in batch.slices:
+            end = start + len(pending.rows)
+            ticket = pending.ticket
+            bad = bad_rows[(bad_rows >= start) & (bad_rows < end)] - start if len(bad_rows) else bad_rows
+            if len(bad):
+                self._metrics.non_finite_rows.inc(len(bad))
+                field = ticket.task.field(int(pending.rows[bad[0]]))
+                failed.append((ticket, ComputeError(f"{field}: the model gave numbers that are not finite")))
+            else:
+                ticket.record_batch(batch.started_at, compute_s)
+                modes = ticket.task.modes
+                is_complete = ticket.complete_rows(
+                    pending.rows,
+                    output.dense[start:end] if output.dense is not None and Mode.DENSE in modes else None,
+                    sparse[start:end] if sparse is not None and Mode.SPARSE in modes else None,
+                    list(output.multi_vector[start:end])
+                    if output.multi_vector is not None and Mode.MULTI_VECTOR in modes
+                    else None,
+                )
+                if is_complete:
+                    finished.append(ticket)
+            start = end
+        return finished, failed
+
+    def _observe(self, batch: Batch, compute_s: float) -> None:
+        rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
+        self._batcher.record_speed(tokens, compute_s)
+        self._metrics.compute_duration_s.observe(compute_s)
+        self._metrics.batch_rows.observe(rows)
+        self._metrics.batch_tokens.observe(tokens)
+        padded = rows * int(batch.tokens.lengths.max()) if self._engine.info.pads else tokens
+        self._metrics.batch_padding_ratio.observe(1 - tokens / padded)
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop, finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecError]]
+) -> None:
+    """Wakes the awaiting requests: one hop to the event loop per batch."""
+    try:
+        loop.call_soon_threadsafe(_resolve, finished, failed)
+    except RuntimeError:
+        # The loop is closed: a forced stop. Nobody awaits the results.
+        _log.warning("results dropped: the server has stopped", requests=len(finished) + len(failed))
+
+
+def _resolve(finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecError]]) -> None:
+    for ticket in finished:
+        if not ticket.future.done():
+            ticket.future.set_result(None)
+    for ticket, error in failed:
+        ticket.abandoned = True
+        if not ticket.future.done():
+            ticket.future.set_exception(error)
+
+
+def _non_finite_rows(tokens: TokenBatch, output: EngineOutput) -> NDArray[np.int64]:
+    """The rows of a batch, ascending, in which any part holds NaN or infinity. A sum is finite iff its terms are."""
+    bad = np.zeros(len(tokens.lengths), np.bool_)
+    # An overflow would be found too, as it should: unit rows cannot overflow.
+    with np.errstate(all="ignore"):
+        if output.dense is not None:
+            bad |= ~np.isfinite(output.dense.sum(axis=1))
+        if output.token_weights is not None:
+            starts = np.cumsum(tokens.lengths) - tokens.lengths
+            bad |= ~np.isfinite(np.add.reduceat(output.token_weights, starts))
+        if output.multi_vector is not None:
+            bad |= ~np.isfinite(np.array([vectors.sum() for vectors in output.multi_vector]))
+    return np.flatnonzero(bad)
+
+
+def _join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
+    def joined(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        return None if a is None or b is None else np.concatenate((a, b))
+
+    vectors = None
+    if first.multi_vector is not None and second.multi_vector is not None:
+        vectors = [*first.multi_vector, *second.multi_vector]
+    return EngineOutput(joined(first.dense, second.dense), joined(first.token_weights, second.token_weights), vectors)

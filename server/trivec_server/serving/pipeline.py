@@ -1,0 +1,237 @@
+"""
+The spine of one model version: admission, tokenizer, queue, engines.
+
+A request is one coroutine that waits for one future. Between them it is carried by two kinds of thread as slices over
+flat arrays; nothing is allocated per text, and each hop between threads serves all requests that are ready.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trivec_server.backends.interface import EngineInfo
+from trivec_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, TrivecError, Unavailable
+from trivec_server.metrics import ModelMetrics
+from trivec_server.serving.batcher import Batcher
+from trivec_server.serving.device import Device
+from trivec_server.serving.encode import bytes_per_row
+from trivec_server.serving.request import EmbedResult, EmbedTask
+from trivec_server.serving.selection import BatchLimits
+from trivec_server.serving.ticket import Ticket
+from trivec_server.serving.tokenizer import Tokenizer
+from trivec_server.serving.tokenizing import TokenizingThread
+from trivec_server.settings import Limits
+from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction
+
+_MIN_RETRY_AFTER_S = 0.05
+_MAX_RETRY_AFTER_S = 5.0
+_BYTES_PER_TEXT = 64
+_BYTES_PER_SPARSE_ENTRY = 7
+
+
+@dataclass(slots=True)
+class _Admitted:
+    """What the requests under way add up to. Owned by the event loop."""
+
+    requests: int = 0
+    texts: int = 0
+    size_bytes: int = 0
+
+
+class Pipeline:
+    """Embeds with one model version. Its methods are for the event loop; `start` and `close` end its threads."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: Tokenizer,
+        devices: Sequence[Device],
+        info: EngineInfo,
+        batching: BatchingSettings,
+        max_tokens: int,
+        limits: Limits,
+        metrics: ModelMetrics,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tokenizer = tokenizer
+        self._devices = devices
+        self._info = info
+        self._batching = batching
+        self._max_tokens = max_tokens
+        self._limits = limits
+        self._metrics = metrics
+        self._admitted = _Admitted()
+        self._tickets: set[Ticket] = set()
+        self._closing = False
+        self._batcher = Batcher(_batch_limits(batching, info), metrics)
+        self._tokenizing = TokenizingThread(
+            tokenizer,
+            self._batcher,
+            name=f"tokenizer {name}",
+            max_tokens=max_tokens,
+            vocabulary_size=info.vocabulary_size,
+            result_bytes=self.result_bytes,
+            fail=self._fail_from_thread,
+        )
+
+    def start(self) -> None:
+        """Starts the tokenizer's thread and lets the devices pull batches."""
+        self._tokenizing.start()
+        for device in self._devices:
+            device.serve(self._batcher, self._metrics, self._loop)
+
+    async def close(self) -> None:
+        """Refuses new requests, serves those under way, ends the threads and closes the engines."""
+        self._closing = True
+        self._tokenizing.close()
+        await asyncio.to_thread(self._tokenizing.join)
+        self._batcher.close()
+        for device in self._devices:
+            await asyncio.to_thread(device.join)
+
+    @property
+    def pending_requests(self) -> int:
+        """Requests under way."""
+        return self._admitted.requests
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for a batch."""
+        return self._batcher.queued_tokens
+
+    async def embed(self, task: EmbedTask) -> EmbedResult:
+        """
+        Embeds the task's texts. Cancelling it drops what is not computed yet and disturbs no other request.
+
+        Raises:
+            InvalidRequest: a text is too long, an id out of range, a priority unknown.
+            Overloaded: a limit on queued work is reached.
+            ResponseTooLarge: the result would exceed `task.max_result_bytes`.
+            DeadlineExceeded: the task's deadline or the queue's timeout passed.
+            ComputeError: the engine failed.
+            Unavailable: the model is being unloaded.
+        """
+        level = self._priority_level(task)
+        policy = self._batching.priority_queue_policies.get(level, self._batching.queue_policy)
+        self._check_admission(task, level, policy)
+        ticket = Ticket(task, level, self._loop.create_future())
+        if policy.timeout_us and policy.timeout_action is TimeoutAction.DELAY:
+            ticket.delay_s = policy.timeout_us / 1e6
+        self._enter(ticket)
+        try:
+            self._tokenizing.put(ticket)
+            await self._outcome(ticket, policy)
+        finally:
+            self._leave(ticket)
+        self._observe(ticket)
+        return ticket.result()
+
+    def result_bytes(self, task: EmbedTask, texts: int, tokens: int) -> int:
+        """An upper estimate of the bytes of a response with so many texts and tokens."""
+        size = texts * _BYTES_PER_TEXT
+        if Mode.DENSE in task.modes:
+            size += texts * bytes_per_row(self._info.dense_dimension, task.encoding)
+        if Mode.SPARSE in task.modes:
+            size += tokens * _BYTES_PER_SPARSE_ENTRY
+        if Mode.MULTI_VECTOR in task.modes:
+            size += (tokens - texts) * bytes_per_row(self._info.multi_vector_dimension, task.encoding)
+        return size
+
+    def _priority_level(self, task: EmbedTask) -> int:
+        levels = max(1, self._batching.priority_levels)
+        if task.priority > levels:
+            raise InvalidRequest("priority", f"is {task.priority}; this model has levels 1 to {levels}")
+        return task.priority or self._batching.default_priority_level or 1
+
+    def _check_admission(self, task: EmbedTask, level: int, policy: QueuePolicy) -> None:
+        if self._closing:
+            raise Unavailable("the model is being unloaded; send the request again")
+        admitted, limits = self._admitted, self._limits
+        if admitted.requests:
+            if admitted.texts + task.count > limits.max_queued_texts:
+                self._refuse(f"{admitted.texts} texts are under way; the limit is {limits.max_queued_texts}")
+            if admitted.size_bytes + task.size_bytes > limits.max_queued_bytes:
+                self._refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
+            if self._batcher.queued_tokens >= limits.max_queued_tokens:
+                self._refuse(f"{self._batcher.queued_tokens:,} tokens wait; the limit is {limits.max_queued_tokens:,}")
+        if policy.max_queue_size:
+            waiting = sum(1 for ticket in self._tickets if ticket.level == level and not ticket.started)
+            if waiting >= policy.max_queue_size:
+                self._refuse(f"{waiting} requests wait; the model's max_queue_size is {policy.max_queue_size}")
+
+    def _refuse(self, reason: str) -> None:
+        self._metrics.rejected_requests.inc()
+        retry_after_s = min(max(self._batcher.backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+        raise Overloaded(f"overloaded: {reason}; send the request again later", retry_after_s=retry_after_s)
+
+    async def _outcome(self, ticket: Ticket, policy: QueuePolicy) -> None:
+        """Waits until the ticket is done. The queue's timeout and the deadline end the wait on their own."""
+        timer = None
+        if policy.timeout_us and policy.timeout_action is TimeoutAction.REJECT:
+            timer = self._loop.call_later(policy.timeout_us / 1e6, _expire, ticket, policy.timeout_us)
+        try:
+            if ticket.task.deadline is None:
+                await ticket.future
+            else:
+                async with asyncio.timeout_at(ticket.task.deadline):
+                    await ticket.future
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the request was done") from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _enter(self, ticket: Ticket) -> None:
+        self._tickets.add(ticket)
+        self._admitted.requests += 1
+        self._admitted.texts += ticket.task.count
+        self._admitted.size_bytes += ticket.task.size_bytes
+        self._metrics.queued_requests.set(self._admitted.requests)
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Undoes `_enter`; work that is left of a request which did not succeed is dropped at once."""
+        self._tickets.discard(ticket)
+        self._admitted.requests -= 1
+        self._admitted.texts -= ticket.task.count
+        self._admitted.size_bytes -= ticket.task.size_bytes
+        self._metrics.queued_requests.set(self._admitted.requests)
+        future = ticket.future
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            ticket.abandoned = True
+            self._batcher.discard_abandoned()
+
+    def _observe(self, ticket: Ticket) -> None:
+        metrics = self._metrics
+        metrics.tokenize_duration_s.observe(ticket.tokenize_s)
+        metrics.queue_duration_s.observe(ticket.queue_s)
+        metrics.texts.inc(ticket.task.count)
+        metrics.tokens.inc(int(ticket.lengths.sum()))
+        truncated = int(ticket.truncated.sum())
+        if truncated:
+            metrics.truncated_texts.inc(truncated)
+
+    def _fail_from_thread(self, ticket: Ticket, error: TrivecError) -> None:
+        self._loop.call_soon_threadsafe(_fail, ticket, error)
+
+
+def _fail(ticket: Ticket, error: TrivecError) -> None:
+    if not ticket.future.done():
+        ticket.future.set_exception(error)
+
+
+def _expire(ticket: Ticket, timeout_us: int) -> None:
+    """The queue's timeout: concerns only a request of which nothing has been computed."""
+    if not ticket.started:
+        _fail(ticket, DeadlineExceeded(f"waited longer than the queue's timeout of {timeout_us} us"))
+
+
+def _batch_limits(batching: BatchingSettings, info: EngineInfo) -> BatchLimits:
+    return BatchLimits(
+        token_budget=batching.token_budget or info.token_budget,
+        max_rows=batching.max_batch_size,
+        preferred_rows=min(batching.preferred_batch_sizes, default=batching.max_batch_size),
+        max_delay_s=batching.max_queue_delay_us / 1e6,
+        pads=info.pads,
+        hidden_size=info.dense_dimension,
+    )

@@ -1,0 +1,93 @@
+"""One Embed request in the domain's own terms, and what comes of it."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivec_server.types import InputType, Mode, Truncation
+
+
+class VectorEncoding(enum.Enum):
+    """How vectors leave the server; the layouts are described at `VectorEncoding` in `embedding.proto`."""
+
+    FLOAT_LIST = enum.auto()
+    FLOAT32 = enum.auto()
+    FLOAT16 = enum.auto()
+    BFLOAT16 = enum.auto()
+    INT8 = enum.auto()
+    BINARY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedTask:
+    """
+    Texts, or token ids already made, to be embedded by one model version. Exactly one of `texts` and `token_ids` is
+    not empty. `max_tokens` None: the model's. `priority` 0: the model's default level. `deadline` is an instant of
+    `time.monotonic`, None: no deadline. `fields` are the texts' paths in the request, where they are not `texts[i]` or
+    `token_ids[i]`. `max_result_bytes` None: the result may be of any size.
+    """
+
+    request_id: str
+    modes: Mode
+    texts: Sequence[str] = ()
+    token_ids: Sequence[Sequence[int]] = ()
+    input_types: Sequence[InputType] | InputType = InputType.NONE
+    truncation: Truncation = Truncation.ERROR
+    max_tokens: int | None = None
+    priority: int = 0
+    deadline: float | None = None
+    size_bytes: int = 0
+    fields: Sequence[str] = ()
+    encoding: VectorEncoding = VectorEncoding.FLOAT32
+    max_result_bytes: int | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of texts."""
+        return len(self.texts) or len(self.token_ids)
+
+    def input_type(self, index: int) -> InputType:
+        """The input type of one text."""
+        return self.input_types if isinstance(self.input_types, InputType) else self.input_types[index]
+
+    def field(self, index: int) -> str:
+        """The path of one text in the request, for errors."""
+        if self.fields:
+            return self.fields[index]
+        return f"{'texts' if self.texts else 'token_ids'}[{index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRow:
+    """One text's lexical weights: `ids` uint32 [K] ascending and unique, `weights` float32 [K] above zero."""
+
+    ids: NDArray[np.uint32]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Durations in microseconds, as in `Timings` of `embedding.proto`."""
+
+    tokenize_us: int
+    queue_us: int
+    compute_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedResult:
+    """
+    The embeddings of one task with B texts. `lengths` int64 [B] and `truncated` bool [B] are per text; `dense` is
+    float32 [B, D]; `sparse` and `multi_vector` hold B entries, the latter float32 [length - 1, D]. A part that was
+    not asked for is None.
+    """
+
+    lengths: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    dense: NDArray[np.float32] | None
+    sparse: Sequence[SparseRow] | None
+    multi_vector: Sequence[NDArray[np.float32]] | None
+    timings: Timings

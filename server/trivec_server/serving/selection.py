@@ -1,0 +1,163 @@
+"""
+The batcher's decision: which waiting slices make the next batch. A pure function of the queue, the clock and the
+limits; the loop around it is in `batcher.py`.
+
+Who is served first: the lowest priority level; within a level the highest response ratio, (waited + service) /
+service, which lets short requests pass a long one but grows for every request that waits, so that none starves
+(Hansen, "Operating System Principles", 1973: highest response ratio next).
+
+What is put beside it: on an engine that pads, texts of similar length, because a batch costs rows times its longest
+row; on one that does not pad, whatever fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivec_server.serving.ticket import Pending
+
+_SIMILAR_SHARE = 0.75
+_SIMILAR_TOKENS = 16
+_FREE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """
+    What bounds a batch. `hidden_size` weighs the attention term: per token and layer an encoder does 24 H^2 of linear
+    work and 4 H L of attention, so a row of L tokens costs L (1 + L / 6H). `preferred_rows`: a batch of so many rows
+    waits no longer.
+    """
+
+    token_budget: int
+    max_rows: int
+    preferred_rows: int
+    max_delay_s: float
+    pads: bool
+    hidden_size: int
+
+    def row_cost(self, longest: int) -> float:
+        """The cost of one row in a batch whose longest row has this many tokens, in tokens."""
+        return longest * (1 + longest / (6 * self.hidden_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """
+    The decision. `taken`: slices with the chosen indices of their texts (None: all). `dropped`: slices that nobody
+    waits for. `wake_at`: nothing is taken yet; look again at this instant at the latest.
+    """
+
+    taken: Sequence[tuple[Pending, NDArray[np.int64] | None]] = ()
+    dropped: Sequence[Pending] = ()
+    wake_at: float | None = None
+
+
+def select(
+    queue: Sequence[Pending], now: float, limits: BatchLimits, *, seconds_per_token: float, may_grow: bool
+) -> Selection:
+    """Decides on the next batch. `may_grow` False: no more work can arrive, so waiting for more is of no use."""
+    dropped = [pending for pending in queue if _is_dead(pending, now)]
+    alive = [pending for pending in queue if not _is_dead(pending, now)] if dropped else queue
+    if not alive:
+        return Selection(dropped=dropped)
+    taken, full = _take_all(alive, limits)
+    if not taken:
+        ordered = sorted(alive, key=lambda pending: _urgency(pending, now, seconds_per_token))
+        taken, full = _take_similar(ordered, limits) if limits.pads else _take_in_order(ordered, limits)
+    if not full and may_grow and limits.max_delay_s > 0:
+        rows = sum(len(pending.rows if chosen is None else chosen) for pending, chosen in taken)
+        wake_at = min(pending.enqueued_at for pending in alive) + limits.max_delay_s
+        if rows < limits.preferred_rows and now < wake_at:
+            return Selection(dropped=dropped, wake_at=wake_at)
+    return Selection(taken, dropped)
+
+
+def _is_dead(pending: Pending, now: float) -> bool:
+    deadline = pending.ticket.task.deadline
+    return pending.ticket.abandoned or (deadline is not None and deadline <= now)
+
+
+def _urgency(pending: Pending, now: float, seconds_per_token: float) -> tuple[bool, int, float, float]:
+    """A sort key, most urgent first."""
+    delayed = pending.delay_at is not None and pending.delay_at <= now
+    service_s = max(pending.tokens * seconds_per_token, 1e-6)
+    ratio = (now - pending.enqueued_at) / service_s
+    return delayed, pending.ticket.level, -ratio, pending.enqueued_at
+
+
+_Taken: TypeAlias = list[tuple[Pending, NDArray[np.int64] | None]]
+
+
+def _take_all(queue: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+    """The whole queue, if it fits into one batch and costs no more for it than in several; else nothing."""
+    rows = sum(len(pending.rows) for pending in queue)
+    if rows > limits.max_rows:
+        return [], False
+    if limits.pads:
+        longest = max(int(pending.lengths.max()) for pending in queue)
+        shortest = min(int(pending.lengths.min()) for pending in queue)
+        if rows * limits.row_cost(longest) > limits.token_budget and rows > 1:
+            return [], False
+        if shortest < _shortest_similar(longest) and rows * longest > _FREE_TOKENS:
+            return [], False
+    elif sum(pending.tokens for pending in queue) > limits.token_budget and rows > 1:
+        return [], False
+    return [(pending, None) for pending in queue], rows == limits.max_rows
+
+
+def _take_in_order(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+    """Rows in order of urgency until the budget is spent; always at least one."""
+    taken: _Taken = []
+    rows_left, tokens_left = limits.max_rows, limits.token_budget
+    for pending in ordered:
+        if len(pending.rows) <= rows_left and pending.tokens <= tokens_left:
+            taken.append((pending, None))
+            rows_left -= len(pending.rows)
+            tokens_left -= pending.tokens
+            continue
+        fitting = int(np.searchsorted(np.cumsum(pending.lengths), tokens_left, side="right"))
+        fitting = min(fitting, rows_left)
+        if fitting == 0 and not taken:
+            fitting = 1
+        if fitting:
+            taken.append((pending, np.arange(fitting)))
+        return taken, True
+    return taken, False
+
+
+def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+    """
+    The longest text of the most urgent slice, and texts of similar length beside it: first of the same slice, then of
+    the others in order of urgency. A batch of up to 64 tokens costs about what one row does, so it may mix lengths.
+    """
+    longest = int(ordered[0].lengths.max())
+    cost = limits.row_cost(longest)
+    max_rows = max(1, min(limits.max_rows, int(limits.token_budget // cost)))
+    shortest = _shortest_similar(longest)
+    free_rows = min(max_rows, _FREE_TOKENS // longest)
+    taken: _Taken = []
+    rows = 0
+    level = ordered[0].ticket.level
+    for pending in ordered:
+        similar = np.flatnonzero((pending.lengths <= longest) & (pending.lengths >= shortest))
+        if rows + len(similar) < free_rows and pending.ticket.level == level:
+            similar = np.flatnonzero(pending.lengths <= longest)[: free_rows - rows]
+        if not len(similar):
+            continue
+        if rows + len(similar) > max_rows:
+            by_length = np.argsort(-pending.lengths[similar], kind="stable")
+            similar = np.sort(similar[by_length[: max_rows - rows]])
+        taken.append((pending, None if len(similar) == len(pending.rows) else similar))
+        rows += len(similar)
+        if rows >= max_rows:
+            return taken, True
+    return taken, False
+
+
+def _shortest_similar(longest: int) -> int:
+    """The shortest length that may be padded to `longest`."""
+    return min(int(longest * _SIMILAR_SHARE), longest - _SIMILAR_TOKENS)

@@ -1,0 +1,102 @@
+"""Texts to token ids, exactly as BGE-M3's reference does it (FlagEmbedding 1.4.2 on the pinned `tokenizer.json`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from trivec_server.errors import LoadError
+from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, UNK_TOKEN_ID, InputType, Truncation
+
+_SPECIAL_TOKENS = {"<s>": CLS_TOKEN_ID, "<pad>": PAD_TOKEN_ID, "</s>": EOS_TOKEN_ID, "<unk>": UNK_TOKEN_ID}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """
+    One text as tokens, special tokens included. `offsets` are half-open ranges of code points of the text without
+    its prefix; special tokens and tokens of the prefix have (0, 0).
+    """
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    truncated: bool
+
+
+class Tokenizer:
+    """The tokenizer of one model version. Immutable once built, so every thread may use it."""
+
+    def __init__(self, path: Path, *, query_prefix: str = "", passage_prefix: str = "") -> None:
+        """
+        Raises:
+            LoadError: the file is missing, not a tokenizer, or numbers its special tokens in another way.
+        """
+        if not path.is_file():
+            raise LoadError(f"{path.name} is missing in {path.parent}; pull the model again")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise LoadError(f"{path.name} is not a readable tokenizer ({error}); pull the model again") from error
+        # The file may carry settings for training; lengths are decided per request, here.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        for token, token_id in _SPECIAL_TOKENS.items():
+            found = self._tokenizer.token_to_id(token)
+            if found != token_id:
+                raise LoadError(f"{path.name}: special token {token} has id {found}, must be {token_id}")
+        self._prefixes = {InputType.NONE: "", InputType.QUERY: query_prefix, InputType.PASSAGE: passage_prefix}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def prefix(self, input_type: InputType) -> str:
+        """The prefix put before a text of this type."""
+        return self._prefixes[input_type]
+
+    def encode(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[list[int]]:
+        """Token ids of each text, special tokens included, not truncated. Runs in parallel, outside the GIL."""
+        encodings = self._tokenizer.encode_batch_fast(self._with_prefixes(texts, input_types))
+        return [encoding.ids for encoding in encodings]
+
+    def tokenize(self, text: str, input_type: InputType, limit: int, truncation: Truncation) -> TokenizedText:
+        """One text with strings and offsets. With Truncation.ERROR an overlong text is returned whole, marked."""
+        prefix_length = len(self._prefixes[input_type])
+        encoding = self._tokenizer.encode(self._prefixes[input_type] + text)
+        offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in encoding.offsets]
+        truncated = len(encoding.ids) > limit
+        keep = list(range(len(encoding.ids)))
+        if truncated and truncation is not Truncation.ERROR:
+            keep = truncate(keep, limit, truncation)
+        return TokenizedText(
+            [encoding.ids[i] for i in keep],
+            [encoding.tokens[i] for i in keep],
+            [offsets[i] for i in keep],
+            truncated,
+        )
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's string for each id; empty for an id without one."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+
+    def _with_prefixes(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[str]:
+        if isinstance(input_types, InputType):
+            prefix = self._prefixes[input_types]
+            return [prefix + text for text in texts] if prefix else list(texts)
+        return [self._prefixes[kind] + text for text, kind in zip(texts, input_types, strict=True)]
+
+
+def truncate(ids: Sequence[int], limit: int, truncation: Truncation) -> list[int]:
+    """
+    Shortens a sequence that begins with <s> and ends with </s> to `limit` tokens, both kept.
+
+    RIGHT equals Hugging Face's truncation to `max_length` with special tokens; LEFT is its mirror image.
+    """
+    if len(ids) <= limit:
+        return list(ids)
+    if truncation is Truncation.LEFT:
+        return [ids[0], *ids[len(ids) - limit + 1 :]]
+    return [*ids[: limit - 1], ids[-1]]

@@ -1,0 +1,48 @@
+"""The server's settings: frozen values with their defaults. The command line fills them from flags and `TRIVEC_*`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+MIN_CHUNK_BYTES = 4096
+DEFAULT_CHUNK_BYTES = MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """
+    What one server accepts. Counts of queued work are per model version; a request is refused if work is queued
+    and adding the request would pass a limit, so that an idle server takes any request that is legal by itself.
+    """
+
+    max_texts_per_request: int = 1024
+    max_request_bytes: int = 16 * MIB
+    max_response_bytes: int = 64 * MIB
+    max_chunk_bytes: int = 4 * MIB
+    max_queued_texts: int = 16_384
+    max_queued_bytes: int = 128 * MIB
+    max_queued_tokens: int = 2_000_000
+    max_stream_requests: int = 64
+    max_stream_result_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Everything `trivec serve` can be told. A `metrics_port` of None: no metrics; a port of 0: any free one."""
+
+    model_repository: Path = Path("model_repository")
+    load_models: tuple[str, ...] = ()
+    default_model: str | None = None
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = 8002
+    limits: Limits = field(default_factory=Limits)
+    drain_pause_s: float = 2.0
+    drain_grace_s: float = 30.0
+    keepalive_time_s: float = 120.0
+    max_connection_age_s: float = 1800.0
+    max_connection_age_grace_s: float = 60.0
+    log_level: str = "info"
+    log_format: str = "text"

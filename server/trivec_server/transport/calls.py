@@ -1,0 +1,119 @@
+"""
+What every call has in common: a request id, a deadline, errors as statuses, one log line for a failure, metrics.
+
+Messages are decoded in the call, not by gRPC, so that a message that does not decode is answered with the field at
+fault; responses are bytes that the service has rendered.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+
+from trivec_server.errors import Overloaded, TrivecError
+from trivec_server.logs import get_logger
+from trivec_server.metrics import Metrics
+from trivec_server.transport.parse import parse_request_id
+from trivec_server.transport.status import CallStatus, status_of
+
+_log = get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+_REQUEST_ID_KEY = "x-request-id"
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, or one message of a stream. `model` is set once it is known, for the metrics."""
+
+    method: str
+    request_id: str
+    deadline: float | None
+    started_at: float
+    model: str = ""
+
+    def take_request_id(self, value: str) -> None:
+        """
+        Adopts the request id of the message, if it has one.
+
+        Raises:
+            InvalidRequest: it is too long or not printable ASCII.
+        """
+        self.request_id = parse_request_id(value, self.request_id)
+
+
+UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
+
+
+class CallScope:
+    """Opens and closes calls: one per server."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        # Unique over servers and restarts, and cheap: a counter behind a random start.
+        self._id_prefix = secrets.token_hex(6)
+        self._id_count = 0
+
+    def open(self, method: str, context: Context) -> Call:
+        """A call that begins now."""
+        now = time.monotonic()
+        remaining_s = context.time_remaining()
+        given = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == _REQUEST_ID_KEY and isinstance(value, str):
+                given = value
+        call = Call(method, self.next_id(), None if remaining_s is None else now + remaining_s, now)
+        try:
+            call.take_request_id(given)
+        except TrivecError:
+            # Metadata that proxies add must not fail a call; the id it then has is in the response.
+            _log.warning("x-request-id ignored: not printable ASCII of at most 128 characters", call=call.request_id)
+        return call
+
+    def next_id(self) -> str:
+        """A new request id."""
+        self._id_count += 1
+        return f"{self._id_prefix}{self._id_count:06x}"
+
+    def failed(self, call: Call, error: Exception) -> CallStatus:
+        """Logs a failed call and gives its status. An error that is not the domain's own is logged with traceback."""
+        status = status_of(error, call.request_id)
+        log = _log.bind(request_id=call.request_id, method=call.method, model=call.model, code=status.code.name)
+        if not isinstance(error, TrivecError):
+            log.error("call failed", exc_info=error)
+        elif isinstance(error, Overloaded):
+            log.debug("call refused", reason=str(error))
+        else:
+            log.info("call failed", reason=status.rich.message)
+        return status
+
+    def close(self, call: Call, code: str) -> None:
+        """Counts a finished call."""
+        self._metrics.requests.labels(call.method, call.model, code).inc()
+        duration_s = time.monotonic() - call.started_at
+        self._metrics.request_duration_s.labels(call.method, call.model).observe(duration_s)
+
+
+def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """A handler of raw bytes around a unary method."""
+
+    async def invoke(raw: bytes, context: Context) -> bytes:
+        call = scope.open(method, context)
+        try:
+            response = await run(raw, call)
+        except asyncio.CancelledError:
+            scope.close(call, grpc.StatusCode.CANCELLED.name)
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: everything becomes a status here
+            status = scope.failed(call, error)
+        else:
+            scope.close(call, grpc.StatusCode.OK.name)
+            return response
+        scope.close(call, status.code.name)
+        await context.abort(status.code, status.rich.message, status.trailing_metadata(call.request_id))
+        raise AssertionError("abort always raises")
+
+    return grpc.unary_unary_rpc_method_handler(invoke)

@@ -1,0 +1,94 @@
+"""The gRPC server: one port with EmbeddingService, health and reflection."""
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from trivec_server.errors import CommandError
+from trivec_server.metrics import Metrics
+from trivec_server.repository.registry import Registry, State, VersionRecord
+from trivec_server.settings import ServeSettings
+from trivec_server.transport.calls import CallScope
+from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Listener:
+    """
+    Owns the port and the health of each name: "" and the service's are SERVING while a model is ready; a model's name
+    while one of its versions is; `model/version` while that version is.
+    """
+
+    def __init__(self, settings: ServeSettings, registry: Registry, metrics: Metrics) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._server = grpc.aio.server(options=_channel_options(settings))
+        self._health = health_aio.HealthServicer()
+        self._draining = False
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        service = EmbeddingService(registry, settings.limits, CallScope(metrics))
+        self._server.add_generic_rpc_handlers((service.handler(),))
+        names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """
+        Opens the port, with health NOT_SERVING; returns the port bound.
+
+        Raises:
+            CommandError: the address cannot be bound.
+        """
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, _NOT_SERVING)
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CommandError(
+                f"cannot listen on {address}: the port is in use or the address is not this machine's; stop the other "
+                "program or choose another with --grpc-port"
+            ) from error
+        await self._server.start()
+        return port
+
+    async def announce(self, record: VersionRecord) -> None:
+        """Tells health watchers of a version's change of state."""
+        if self._draining:
+            return
+        records = [other for other in self._registry.records() if other.key.name == record.key.name]
+        model_ready = any(other.state is State.READY for other in records)
+        await self._health.set(str(record.key), _status(record.state is State.READY))
+        await self._health.set(record.key.name, _status(model_ready))
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, _status(self._registry.any_ready))
+
+    async def enter_drain(self) -> None:
+        """Health says NOT_SERVING for every name from now on; calls are still accepted."""
+        self._draining = True
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Accepts no more calls, waits up to `grace_s` for those in flight and cancels the rest. None: at once."""
+        await self._server.stop(grace_s)
+
+
+def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    return _SERVING if is_ready else _NOT_SERVING
+
+
+def _channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
+        ("grpc.max_send_message_length", settings.limits.max_response_bytes),
+        # Two servers on one port would each get some of the calls, and neither say so.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_s * 1000)),
+    ]

@@ -1,0 +1,219 @@
+"""
+EmbedStream: many requests on one call.
+
+A request is read only when there is room for it: a slot, and room for its result. Both are given back when the result
+has been written, and writing waits for the client's flow control, so a client that reads slowly is read slowly. A
+request with a large result is computed in portions, the next one while the last is being written.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+import grpc
+from google.rpc import status_pb2
+from trivec.v1 import embedding_pb2 as pb
+
+from trivec_server.errors import InvalidRequest
+from trivec_server.repository.registry import ReadyVersion, Registry
+from trivec_server.serving.portions import Totals, estimated_result_bytes, portions
+from trivec_server.serving.request import EmbedResult, EmbedTask
+from trivec_server.settings import Limits
+from trivec_server.transport import parse
+from trivec_server.transport.calls import Call, CallScope, Context
+from trivec_server.transport.describe import response_fields
+from trivec_server.transport.render import Buffer, render_embeddings, render_stream_message, split_parts
+
+_MAX_ID_BYTES = 128
+_PORTION_BYTES = 16 * 1024 * 1024
+
+
+class EmbedStream:
+    """The streaming method; one `serve` per call."""
+
+    def __init__(self, registry: Registry, limits: Limits, scope: CallScope) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._scope = scope
+
+    async def serve(self, _: AsyncIterator[bytes], context: Context) -> None:
+        """Serves one call until the client has sent its last request and every answer is written."""
+        call = self._scope.open("EmbedStream", context)
+        room = _Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
+        writing = asyncio.Lock()
+        try:
+            async with asyncio.TaskGroup() as requests:
+                while True:
+                    await room.wait_for_slot()
+                    # The stubs leave out that read() gives grpc.aio.EOF at the end.
+                    raw: object = await context.read()
+                    if not isinstance(raw, bytes):
+                        break
+                    message = _StreamMessage(self, raw, call, context, writing)
+                    size = message.result_bytes
+                    await room.take(size)
+                    requests.create_task(message.answer()).add_done_callback(partial(room.give_back, size))
+        except asyncio.CancelledError:
+            self._scope.close(call, grpc.StatusCode.CANCELLED.name)
+            raise
+        self._scope.close(call, grpc.StatusCode.OK.name)
+
+    def prepare(self, message: pb.EmbedStreamRequest, call: Call, size_bytes: int) -> tuple[ReadyVersion, EmbedTask]:
+        """The version and the task of one message."""
+        request = message.request
+        task = parse.parse_embed(
+            request, request_id=call.request_id, deadline=call.deadline, size_bytes=size_bytes, limits=self._limits
+        )
+        ready = self._registry.resolve(request.model, request.version)
+        call.model = ready.key.name
+        parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
+        return ready, task
+
+    def open_message(self, stream: Call) -> Call:
+        """One message counts as a call of its own."""
+        now = asyncio.get_running_loop().time()
+        return Call("EmbedStream.message", self._scope.next_id(), stream.deadline, now)
+
+    @property
+    def limits(self) -> Limits:
+        """The server's limits."""
+        return self._limits
+
+    @property
+    def scope(self) -> CallScope:
+        """Where calls are opened and closed."""
+        return self._scope
+
+
+class _Room:
+    """What one stream may hold: a number of requests, and bytes of results. Owned by the stream's coroutines."""
+
+    def __init__(self, slots: int, result_bytes: int) -> None:
+        self._slots = slots
+        self._max_bytes = result_bytes
+        self._held_requests = 0
+        self._held_bytes = 0
+        self._freed = asyncio.Event()
+
+    async def wait_for_slot(self) -> None:
+        """Waits until another request may be read."""
+        while self._held_requests >= self._slots:
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def take(self, size: int) -> None:
+        """Takes a slot and room for a result; a result larger than all room waits until the stream holds nothing."""
+        while self._held_requests and self._held_bytes + size > self._max_bytes:
+            self._freed.clear()
+            await self._freed.wait()
+        self._held_requests += 1
+        self._held_bytes += size
+
+    def give_back(self, size: int, _: object) -> None:
+        """Gives back a slot and its room."""
+        self._held_requests -= 1
+        self._held_bytes -= size
+        self._freed.set()
+
+
+class _StreamMessage:
+    """One request of a stream, from bytes to its last response message."""
+
+    def __init__(self, stream: EmbedStream, raw: bytes, call: Call, context: Context, writing: asyncio.Lock) -> None:
+        self._stream = stream
+        self._call = stream.open_message(call)
+        self._context = context
+        self._writing = writing
+        self._id = ""
+        self._prepared: tuple[ReadyVersion, EmbedTask] | None = None
+        self._error: Exception | None = None
+        self._wire = pb.EmbedStreamRequest()
+        self._chunk_bytes = 0
+        try:
+            self._parse(raw)
+        except Exception as error:  # noqa: BLE001 - answered by `answer`, on the stream
+            self._error = error
+
+    @property
+    def result_bytes(self) -> int:
+        """The room that its result needs while it is under way: two portions at most."""
+        if self._prepared is None:
+            return 0
+        ready, task = self._prepared
+        size = estimated_result_bytes(task, ready.pipeline, ready.loaded.max_tokens)
+        return min(size, 2 * _PORTION_BYTES)
+
+    async def answer(self) -> None:
+        """Computes and writes; an error is written as this request's last message."""
+        try:
+            await self._embed(*self._checked())
+        except asyncio.CancelledError:
+            self._stream.scope.close(self._call, grpc.StatusCode.CANCELLED.name)
+            raise
+        except grpc.aio.UsageError:
+            # The call has ended while this was being written: there is nobody to answer.
+            self._stream.scope.close(self._call, grpc.StatusCode.CANCELLED.name)
+        except Exception as error:  # noqa: BLE001 - everything becomes this request's status
+            status = self._stream.scope.failed(self._call, error)
+            self._stream.scope.close(self._call, status.code.name)
+            await self._write_error(status.rich)
+        else:
+            self._stream.scope.close(self._call, grpc.StatusCode.OK.name)
+
+    def _checked(self) -> tuple[ReadyVersion, EmbedTask]:
+        """What the message asks for; raises what was found wrong with it."""
+        if self._prepared is None:
+            raise self._error or InvalidRequest("request", "is missing")
+        return self._prepared
+
+    def _parse(self, raw: bytes) -> None:
+        self._wire = parse.parse_message(raw, pb.EmbedStreamRequest)
+        if len(self._wire.id.encode()) > _MAX_ID_BYTES:
+            raise InvalidRequest("id", f"has {len(self._wire.id.encode())} bytes; at most {_MAX_ID_BYTES} are allowed")
+        self._id = self._wire.id
+        self._call.take_request_id(self._wire.request.request_id)
+        if not self._wire.HasField("request"):
+            raise InvalidRequest("request", "is missing")
+        self._chunk_bytes = parse.parse_chunk_bytes(self._wire.chunk_bytes, self._stream.limits)
+        self._prepared = self._stream.prepare(self._wire, self._call, len(raw))
+
+    async def _embed(self, ready: ReadyVersion, task: EmbedTask) -> None:
+        """Portion by portion: one is computed ahead of the one that is being written."""
+        total = Totals()
+        divided = portions(task, ready.pipeline, ready.loaded.max_tokens, _PORTION_BYTES)
+        upcoming = next(divided)
+        computing = asyncio.ensure_future(ready.pipeline.embed(upcoming[1]))
+        try:
+            while True:
+                first_index = upcoming[0]
+                result = await computing
+                total.add(result)
+                following = next(divided, None)
+                if following is not None:
+                    upcoming = following
+                    computing = asyncio.ensure_future(ready.pipeline.embed(following[1]))
+                await self._write(ready, task, result, first_index, total if following is None else None)
+                if following is None:
+                    return
+        finally:
+            computing.cancel()
+            await asyncio.gather(computing, return_exceptions=True)
+
+    async def _write(
+        self, ready: ReadyVersion, task: EmbedTask, result: EmbedResult, first_index: int, total: Totals | None
+    ) -> None:
+        """Writes one portion; with `total` it is the last one. Messages of one portion follow each other."""
+        options = parse.parse_output_options(self._wire.request, task)
+        messages = list(split_parts(result, options, self._chunk_bytes))
+        for number, parts in enumerate(messages):
+            is_last = total is not None and number == len(messages) - 1
+            fields = response_fields(ready.key, self._call.request_id, total if is_last else None)
+            buffers: list[Buffer] = [fields.SerializeToString()]
+            buffers += render_embeddings(result, options, ready.loaded.tokenizer, parts, first_index=first_index)
+            async with self._writing:
+                await self._context.write(render_stream_message(self._id, buffers, final=is_last))
+
+    async def _write_error(self, status: status_pb2.Status) -> None:
+        response = pb.EmbedStreamResponse(id=self._id, error=status, final=True)
+        async with self._writing:
+            await self._context.write(response.SerializeToString())
