@@ -1,0 +1,67 @@
+"""Tensors out of a source into a graph: each checked, stored once, and given to the nodes as float32."""
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from onnx import TensorProto
+
+from trivec_server.backends.graph_nodes import GraphNodes
+from trivec_server.backends.graph_spec import Precision, TensorSource
+from trivec_server.errors import LoadError
+
+
+class GraphWeights:
+    """
+    The weights of one graph. Every method that stores one returns the name of its value in the graph.
+
+    All of them raise LoadError for a tensor that is missing, not finite, or of another shape or type than expected.
+    """
+
+    def __init__(self, nodes: GraphNodes, tensors: TensorSource, precision: Precision) -> None:
+        self._nodes = nodes
+        self._tensors = tensors
+        self._names = frozenset(tensors.names())
+        self._matrix_type = np.float16 if precision == "float16" else np.float32
+
+    def linear(self, x: str, prefix: str, inputs: int, outputs: int) -> str:
+        """The node of x W^T + b, x [..., inputs]. W is stored as [in, out], so that no engine turns it in a copy."""
+        name = f"{prefix}.weight"
+        stored = self._nodes.weight(name, self._checked(name, (outputs, inputs)).T, self._matrix_type)
+        product = self._nodes.add("MatMul", x, self.to_float32(stored))
+        return self._nodes.add("Add", product, self.vector(f"{prefix}.bias", outputs))
+
+    def vector(self, name: str, size: int) -> str:
+        """A vector, always float32."""
+        return self._nodes.weight(name, self._checked(name, (size,)), np.float32)
+
+    def first_row(self, name: str, columns: int) -> str:
+        """The first row of a matrix with any number of rows, always float32."""
+        return self._nodes.weight(name, self._checked(name, (None, columns))[0], np.float32)
+
+    def table(self, name: str, shape: tuple[int, ...]) -> str:
+        """A table to look rows up in, in the graph's precision: what is looked up goes through `to_float32`."""
+        return self._nodes.weight(name, self._checked(name, shape), self._matrix_type)
+
+    def to_float32(self, value: str) -> str:
+        """A matrix or rows of a table in the graph's precision, as float32."""
+        if self._matrix_type is np.float32:
+            return value
+        return self._nodes.add("Cast", value, to=TensorProto.FLOAT)
+
+    def exact_table(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> str:
+        """A table that must have this type already, whatever the graph's precision."""
+        array = self._checked(name, shape, dtype)
+        return self._nodes.weight(name, array, dtype)
+
+    def _checked(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike | None = None) -> NDArray[np.generic]:
+        expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        if name not in self._names:
+            raise LoadError(f"tensor {name} is missing: expected one of shape {expected}")
+        array = self._tensors.get(name)
+        if len(array.shape) != len(shape) or any(
+            found < 1 or size not in {None, found} for found, size in zip(array.shape, shape, strict=True)
+        ):
+            raise LoadError(f"tensor {name} has shape {list(array.shape)}, expected {expected}")
+        if not (array.dtype.kind == "f" if dtype is None else array.dtype == dtype):
+            kind = "floating-point numbers" if dtype is None else np.dtype(dtype).name
+            raise LoadError(f"tensor {name} holds {array.dtype.name}, expected {kind}")
+        return array
