@@ -1,0 +1,182 @@
+"""Runs jobs over a blocking channel: tries, retries, and a bounded number in flight on threads."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+from trivec.v1 import embedding_pb2_grpc
+
+from trivec_client.clock import Clock
+from trivec_client.errors import TrivecClientError, parse_rpc_error
+from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, serialize_check
+from trivec_client.jobs import Job, Result, Rpc
+from trivec_client.planning import ClientSettings
+from trivec_client.retry import Attempts
+
+Deadline = Callable[[], float | None]
+"""When a request that begins now must be done, on the client's clock; None: never."""
+
+_Call = TypeVar("_Call", bound=grpc.RpcContext)
+
+
+class RunningCalls:
+    """The RPCs of one operation, and a way to end them all from another thread."""
+
+    def __init__(self) -> None:
+        self.interrupted = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: set[grpc.RpcContext] = set()
+
+    @contextmanager
+    def track(self, begin: Callable[[], _Call]) -> Iterator[_Call]:
+        """Begins an RPC and ends it with the block, however that is left."""
+        with self._lock:
+            if self.interrupted.is_set():
+                raise TrivecClientError(grpc.StatusCode.CANCELLED, "the operation was abandoned")
+            call = begin()
+            self._calls.add(call)
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+            call.cancel()  # does nothing to a call that is over
+
+    def interrupt(self) -> None:
+        """Ends every RPC and every wait; none begins after this."""
+        with self._lock:
+            self.interrupted.set()
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+
+class BlockingRunner:
+    """Runs jobs over one channel. Safe to use from several threads."""
+
+    def __init__(self, channel: grpc.Channel, settings: ClientSettings, clock: Clock) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._clock = clock
+        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        self._methods: dict[Rpc, Any] = {
+            Rpc.EMBED: stub.Embed,
+            Rpc.EMBED_STREAM: stub.EmbedStream,
+            Rpc.SCORE: stub.Score,
+            Rpc.TOKENIZE: stub.Tokenize,
+            Rpc.GET_MODEL: stub.GetModel,
+            Rpc.LIST_MODELS: stub.ListModels,
+        }
+        self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
+        self._metadata = tuple(settings.metadata)
+
+    def close(self) -> None:
+        """Ends the connection and what is under way on it."""
+        self._channel.close()
+
+    def deadline_s(self, timeout_s: float | None) -> float | None:
+        """The instant that is `timeout_s`, or else the client's own timeout, from now."""
+        limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        return None if limit_s is None else self._clock.now_s() + limit_s
+
+    def run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls | None = None) -> Result:
+        """
+        Sends a request until it is answered.
+
+        Raises:
+            TrivecClientError: it failed in a way that another try does not mend, or no more tries are allowed.
+        """
+        running = running or RunningCalls()
+        attempts = Attempts(
+            self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
+        )
+        try:
+            while True:
+                try:
+                    return self._attempt(job, attempts.timeout_s(), running)
+                except TrivecClientError as error:
+                    delay_s = attempts.delay_s(error)
+                self._clock.sleep(delay_s, running.interrupted)
+        except TrivecClientError as error:
+            raise error.in_context(
+                request_id=job.request_id, first_index=job.first_index, target=self._settings.target
+            ) from error.__cause__
+
+    def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:
+        assembly = job.assemble()
+        how = {"timeout": timeout_s, "metadata": self._metadata}
+        try:
+            if job.rpc is Rpc.EMBED_STREAM:
+                with running.track(lambda: self._methods[job.rpc](iter([job.request]), **how)) as stream:
+                    for response in stream:
+                        assembly.add(response)
+            else:
+                with running.track(lambda: self._methods[job.rpc].future(job.request, **how)) as call:
+                    assembly.add(call.result())
+        except grpc.RpcError as error:
+            raise parse_rpc_error(error.code(), error.details(), error.trailing_metadata()) from error
+        except grpc.FutureCancelledError as error:
+            raise TrivecClientError(grpc.StatusCode.CANCELLED, "the operation was abandoned") from error
+        return assembly.finish()
+
+    def run_all(
+        self, jobs: Iterator[Job[Any, Result]], deadline: Deadline, *, ordered: bool = True
+    ) -> Iterator[Result]:
+        """
+        Runs jobs with at most `max_in_flight` under way. A job is taken only when there is room for it, and there is
+        room only as results are consumed. With `ordered`, results come in the order of the jobs.
+        """
+        first_two = list(itertools.islice(jobs, 2))
+        if len(first_two) < 2:
+            for job in first_two:
+                yield self.run(job, deadline())
+            return
+        yield from self._run_in_threads(itertools.chain(first_two, jobs), deadline, ordered=ordered)
+
+    def _run_in_threads(
+        self, jobs: Iterator[Job[Any, Result]], deadline: Deadline, *, ordered: bool
+    ) -> Iterator[Result]:
+        running = RunningCalls()
+        pending: deque[Future[Result]] = deque()
+        limit = self._settings.max_in_flight
+        with ThreadPoolExecutor(limit, thread_name_prefix="trivec-client") as threads:
+            try:
+                for job in jobs:
+                    pending.append(threads.submit(self.run, job, deadline(), running))
+                    if len(pending) == limit:
+                        yield _take(pending, ordered=ordered).result()
+                while pending:
+                    yield _take(pending, ordered=ordered).result()
+            finally:
+                running.interrupt()
+                for future in pending:
+                    future.cancel()
+
+    def health(self, service: str, timeout_s: float | None) -> ServingStatus:
+        """
+        Asks once, without retries.
+
+        Raises:
+            TrivecClientError: the server cannot be reached, or does not know the service.
+        """
+        limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        try:
+            return self._check_health(service, timeout=limit_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
+            raise parsed.in_context(request_id="", first_index=0, target=self._settings.target) from error
+
+
+def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:
+    """Removes the next future to wait for: the oldest, or the first that is done."""
+    if ordered:
+        return pending.popleft()
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    future = next(each for each in pending if each in done)
+    pending.remove(future)
+    return future

@@ -1,0 +1,145 @@
+"""Runs jobs over a grpc.aio channel: tries, retries, and a bounded number in flight as tasks."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from trivec.v1 import embedding_pb2_grpc
+
+from trivec_client.clock import AsyncClock
+from trivec_client.errors import TrivecClientError, parse_rpc_error
+from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, serialize_check
+from trivec_client.jobs import Job, Result, Rpc
+from trivec_client.planning import ClientSettings
+from trivec_client.retry import Attempts
+
+Item = TypeVar("Item")
+Deadline = Callable[[], float | None]
+"""When a request that begins now must be done, on the client's clock; None: never."""
+
+
+class AsyncRunner:
+    """Runs jobs over one channel, all on one event loop."""
+
+    def __init__(self, channel: grpc.aio.Channel, settings: ClientSettings, clock: AsyncClock) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._clock = clock
+        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        self._methods: dict[Rpc, Any] = {
+            Rpc.EMBED: stub.Embed,
+            Rpc.EMBED_STREAM: stub.EmbedStream,
+            Rpc.SCORE: stub.Score,
+            Rpc.TOKENIZE: stub.Tokenize,
+            Rpc.GET_MODEL: stub.GetModel,
+            Rpc.LIST_MODELS: stub.ListModels,
+        }
+        self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
+        self._metadata = tuple(settings.metadata)
+
+    async def close(self) -> None:
+        """Ends the connection and what is under way on it."""
+        await self._channel.close()
+
+    def deadline_s(self, timeout_s: float | None) -> float | None:
+        """The instant that is `timeout_s`, or else the client's own timeout, from now."""
+        limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        return None if limit_s is None else self._clock.now_s() + limit_s
+
+    async def run(self, job: Job[Any, Result], deadline_s: float | None) -> Result:
+        """
+        Sends a request until it is answered.
+
+        Raises:
+            TrivecClientError: it failed in a way that another try does not mend, or no more tries are allowed.
+        """
+        attempts = Attempts(
+            self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
+        )
+        try:
+            while True:
+                try:
+                    return await self._attempt(job, attempts.timeout_s())
+                except TrivecClientError as error:
+                    delay_s = attempts.delay_s(error)
+                await self._clock.sleep(delay_s)
+        except TrivecClientError as error:
+            raise error.in_context(
+                request_id=job.request_id, first_index=job.first_index, target=self._settings.target
+            ) from error.__cause__
+
+    async def _attempt(self, job: Job[Any, Result], timeout_s: float | None) -> Result:
+        assembly = job.assemble()
+        how = {"timeout": timeout_s, "metadata": self._metadata}
+        try:
+            if job.rpc is Rpc.EMBED_STREAM:
+                stream = self._methods[job.rpc](iter([job.request]), **how)
+                try:
+                    async for response in stream:
+                        assembly.add(response)
+                finally:
+                    stream.cancel()  # does nothing to a call that is over
+            else:
+                assembly.add(await self._methods[job.rpc](job.request, **how))
+        except grpc.aio.AioRpcError as error:
+            raise parse_rpc_error(error.code(), error.details(), error.trailing_metadata()) from error
+        return assembly.finish()
+
+    async def run_all(
+        self, jobs: AsyncIterator[Job[Any, Result]], deadline: Deadline, *, ordered: bool = True
+    ) -> AsyncGenerator[Result]:
+        """
+        Runs jobs with at most `max_in_flight` under way. A job is taken only when there is room for it, and there is
+        room only as results are consumed. With `ordered`, results come in the order of the jobs.
+        """
+        pending: deque[asyncio.Task[Result]] = deque()
+        try:
+            async for job in jobs:
+                pending.append(asyncio.create_task(self.run(job, deadline())))
+                if len(pending) == self._settings.max_in_flight:
+                    yield await _take(pending, ordered=ordered)
+            while pending:
+                yield await _take(pending, ordered=ordered)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def health(self, service: str, timeout_s: float | None) -> ServingStatus:
+        """
+        Asks once, without retries.
+
+        Raises:
+            TrivecClientError: the server cannot be reached, or does not know the service.
+        """
+        limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        try:
+            return await self._check_health(service, timeout=limit_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
+            raise parsed.in_context(request_id="", first_index=0, target=self._settings.target) from error
+
+
+async def iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
+    """The items of either kind of iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+async def _take(pending: deque[asyncio.Task[Result]], *, ordered: bool) -> Result:
+    """Waits for the oldest task, or for the first that is done, and then removes it."""
+    if ordered:
+        task = pending[0]
+        await asyncio.wait([task])
+    else:
+        done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        task = next(each for each in pending if each in done)
+    pending.remove(task)
+    return task.result()
