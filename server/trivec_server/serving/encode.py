@@ -82,7 +82,7 @@ def pack(vectors: NDArray[np.float32], encoding: VectorEncoding) -> PackedRows:
     if encoding is VectorEncoding.BINARY:
         return PackedRows(np.packbits(vectors > 0, axis=1, bitorder="big"))
     if encoding is VectorEncoding.FLOAT16:
-        packed: NDArray[np.generic] = vectors.astype(np.float16)
+        packed: NDArray[np.generic] = vectors.astype(np.float16, order="C")
     elif encoding is VectorEncoding.BFLOAT16:
         packed = _to_bfloat16(vectors)
     else:
