@@ -40,7 +40,8 @@ class Hub:
     The content of the hub, and what is to go wrong. May be changed while it runs.
 
     `announced_bytes` and `served` lie about a file: its size in the listing, and the content that is sent.
-    `stalls` sends so many bytes of a file, then sets `stalled` and sends no more until `released` is set.
+    `listing`, if set, is the answer to whoever asks what a repository holds. `stalls` sends so many bytes of a file,
+    then sets `stalled` and sends no more until `released` is set.
     """
 
     repositories: Mapping[str, Path]
@@ -48,6 +49,7 @@ class Hub:
     gated: bool = False
     announced_bytes: dict[str, int] = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
+    listing: bytes | None = None
     stalls: dict[str, int] = field(default_factory=dict)
     stalled: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -124,6 +126,9 @@ class _HubRequests(BaseHTTPRequestHandler):
 
     def _describe(self, repository: str) -> None:
         if not self._allowed():
+            return
+        if self._hub.listing is not None:
+            self._send(200, self._hub.listing)
             return
         directory = self._hub.repositories[repository]
         files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())

