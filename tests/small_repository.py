@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import tokenizers
-from tests.scripted_engine import DIMENSION, VOCABULARY_SIZE
 from tokenizers import models, pre_tokenizers, processors
-
 from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
 from trivec_server.types import Mode
+
+from tests.scripted_engine import DIMENSION, VOCABULARY_SIZE
 
 WORDS = [f"w{number}" for number in range(10, VOCABULARY_SIZE)]
 """Word `wN` has the token id N; any other word is <unk>, but for one in each text of the self-check."""
@@ -34,15 +34,7 @@ def make_repository(root: Path, *names: str, versions: tuple[int, ...] = (1,), c
 
 def make_version(directory: Path) -> None:
     directory.mkdir()
-    words = dict(enumerate(["<s>", "<pad>", "</s>", "<unk>", *_SELF_CHECK_WORDS]))
-    vocabulary = {word: number for number, word in words.items()} | {word: int(word[1:]) for word in WORDS}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_tokenizer(directory / "tokenizer.json")
     facts = ModelFacts(
         architecture="xlm-roberta",
         pooling="cls",
@@ -54,3 +46,16 @@ def make_version(directory: Path) -> None:
         max_tokens=MAX_TOKENS,
     )
     write_manifest(directory, facts, Source(kind="directory", name="tests"), ["tokenizer.json"])
+
+
+def write_tokenizer(path: Path) -> None:
+    """A tokenizer that splits at whitespace into WORDS."""
+    words = dict(enumerate(["<s>", "<pad>", "</s>", "<unk>", *_SELF_CHECK_WORDS]))
+    vocabulary = {word: number for number, word in words.items()} | {word: int(word[1:]) for word in WORDS}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - not a password
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(path))

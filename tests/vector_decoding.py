@@ -18,7 +18,7 @@ ENCODINGS = (
 def dense_numbers(dense: pb.DenseVector) -> NDArray[np.float32]:
     """[dimension]; of BINARY the bits, as 0 and 1."""
     scales = np.array([dense.scale], np.float32)
-    return _numbers(dense.encoding, dense.values, dense.data, scales, 1, dense.dimension)[0]
+    return _numbers(dense.encoding, dense.values, dense.data, scales, 1, dense.dimension).reshape(-1)
 
 
 def row_numbers(vectors: pb.MultiVector) -> NDArray[np.float32]:

@@ -29,6 +29,8 @@ _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 _VARINT_WIDTH = 5
 _ID_VARINT_WIDTH = 3
 _MAX_SHORT_ID = 1 << (7 * _ID_VARINT_WIDTH)
+_BYTES_PER_SPARSE_ENTRY = 8
+_BYTES_PER_SPARSE_ENTRY_WITH_TOKEN = 32
 
 _WIRE_ENCODINGS = {
     VectorEncoding.FLOAT_LIST: pb.VECTOR_ENCODING_FLOAT_LIST,
@@ -130,21 +132,23 @@ def whole_part(result: EmbedResult, index: int) -> Part:
 
 def split_parts(result: EmbedResult, options: OutputOptions, chunk_bytes: int) -> Iterator[list[Part]]:
     """
-    Divides a result into messages whose vectors take at most `chunk_bytes`, one row at least. Texts stay in order; a
-    multi-vector that does not fit goes on in the next message.
+    Divides a result into messages whose vectors take at most `chunk_bytes`, one text or row at least. Texts stay in
+    order; a multi-vector that does not fit goes on in the next message.
     """
+    entry_bytes = _BYTES_PER_SPARSE_ENTRY_WITH_TOKEN if options.return_tokens else _BYTES_PER_SPARSE_ENTRY
     dense_bytes = 0 if result.dense is None else bytes_per_row(result.dense.shape[1], options.encoding)
     message: list[Part] = []
     left = chunk_bytes
     for index in range(len(result.lengths)):
         whole = whole_part(result, index)
+        single_bytes = dense_bytes + (0 if result.sparse is None else len(result.sparse[index].ids) * entry_bytes)
         row_bytes = 0
         if result.multi_vector is not None:
             row_bytes = bytes_per_row(result.multi_vector[index].shape[1], options.encoding)
-        if message and dense_bytes + row_bytes > left:
+        if message and single_bytes + row_bytes > left:
             yield message
             message, left = [], chunk_bytes
-        left -= dense_bytes
+        left -= single_bytes
         first_row = 0
         while True:
             rows = whole.rows - first_row
