@@ -427,7 +427,7 @@ def test_another_model_is_replaced_only_by_force(checkpoint: Path, tmp_path: Pat
     version_dir, _ = pull_directory(checkpoint, repository)
     write_tiny_model(checkpoint, seed=8)
     before = content(repository)
-    with pytest.raises(CommandError, match="is there and holds something else: choose another version or use --force"):
+    with pytest.raises(CommandError, match="is there and holds something else: choose another version, or remove it"):
         pull_directory(checkpoint, repository, version=1)
     assert content(repository) == before
     pull_directory(checkpoint, repository, version=1, force=True)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -47,7 +47,7 @@ class BuildingSite:
         for file_name, text in beside.items():
             self._place_file(target.parent / file_name, text)
         if target.exists() and not replace:
-            raise CommandError(f"{target} appeared while this version was built: pull again")
+            raise _overtaken(target)
         self._move_into_place(target)
         _flush_directory(target.parent)
 
@@ -58,7 +58,12 @@ class BuildingSite:
             (model_dir / file_name).write_text(text, encoding="utf-8")
         self.version_dir.rename(model_dir / target.name)
         _flush(model_dir)
-        model_dir.rename(target.parent)
+        try:
+            model_dir.rename(target.parent)
+        except OSError:
+            if target.parent.exists():
+                raise _overtaken(target.parent) from None
+            raise
         _flush_directory(target.parent.parent)
 
     def _move_into_place(self, target: Path) -> None:
@@ -73,13 +78,10 @@ class BuildingSite:
             raise
 
     def _place_file(self, target: Path, text: str) -> None:
-        draft = self._path / target.name
-        draft.write_text(text, encoding="utf-8")
-        try:
-            # Unlike a rename, a link never takes the place of a file that its user may have written.
-            target.hardlink_to(draft)
-        except FileExistsError:
-            return
+        if not target.exists():
+            draft = self._path / target.name
+            draft.write_text(text, encoding="utf-8")
+            draft.rename(target)
 
 
 @contextmanager
@@ -100,34 +102,49 @@ def open_site(repository: Path) -> Iterator[BuildingSite]:
             try:
                 yield BuildingSite(path)
             finally:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
     finally:
         for directory in reversed(made):
             if not any(directory.iterdir()):
                 directory.rmdir()
 
 
+def _overtaken(path: Path) -> CommandError:
+    return CommandError(f"{path} appeared while this version was built: pull again")
+
+
 def _make_locked(repository: Path) -> tuple[Path, TextIO]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=repository))
-        lock = (path / _LOCK).open("w")
+        try:
+            lock = (path / _LOCK).open("w")
+        except FileNotFoundError:
+            # Another pull took it for a leftover.
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (path / _LOCK).exists():
             return path, lock
-        # Another pull took it for a leftover before it was locked.
         lock.close()
 
 
 def _remove_leftovers(repository: Path) -> None:
     """Removes building directories whose lock nobody holds: however a process ends, the kernel drops its locks."""
     for path in repository.glob(f"{_PREFIX}*"):
-        try:
+        with suppress(OSError):  # held by a pull that goes on, or just removed by one
+            if not any(path.iterdir()):
+                path.rmdir()
+                continue
             with (path / _LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-        except OSError:
-            # Held by a pull that goes on, or just being made or removed by one.
-            continue
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a building directory, its lock last: what is left of it, if this is cut short, is still a leftover."""
+    for child in (child for child in path.iterdir() if child.name != _LOCK):
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    (path / _LOCK).unlink()
+    path.rmdir()
 
 
 def _make_directories(path: Path, made: list[Path]) -> None:

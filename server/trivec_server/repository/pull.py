@@ -38,7 +38,7 @@ def pull(
     name: str | None = None,
     version: int | None = None,
     revision: str | None = None,
-    precision: str | None = None,
+    precision: str = PRECISIONS[0],
     force: bool = False,
 ) -> Path:
     """
@@ -54,7 +54,7 @@ def pull(
         name: The model's directory; by default after the source, in lowercase.
         version: The version's number; by default one more than the newest, or 1.
         revision: A branch, tag or commit of a hub repository; by default its main branch.
-        precision: Of the weights, `float32` (the default) or `float16`. `m3-mini` has its own.
+        precision: Of the weights, `float32` or `float16`. Without effect on `m3-mini`, which has its own.
         force: Build even what is there already, and replace the version if its number is taken.
 
     Returns:
@@ -94,15 +94,13 @@ class _Place:
     replace: bool = False
 
 
-def _choose_recipe(source: str, revision: str | None, precision: str | None, report: Report) -> Recipe:
-    chosen = next((known for known in PRECISIONS if known == (precision or PRECISIONS[0])), None)
+def _choose_recipe(source: str, revision: str | None, precision: str, report: Report) -> Recipe:
+    chosen = next((known for known in PRECISIONS if known == precision), None)
     if chosen is None:
         raise CommandError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if source == MiniRecipe.model_name:
-        if revision is not None or precision is not None:
-            raise CommandError(
-                f"{MiniRecipe.model_name} comes in one revision and one precision: leave out --revision and --precision"
-            )
+        if revision is not None:
+            raise CommandError(f"{source} is not on the hub and has no revisions: leave out --revision")
         return MiniRecipe()
     path = Path(source).expanduser()
     is_hub_name = _HUB_NAME.fullmatch(source) is not None and not path.is_dir()
@@ -147,7 +145,7 @@ def _choose_place(recipe: Recipe, model_dir: Path, version: int | None, report: 
             return _Place(path=path, done=True)
     if number in versions:
         raise CommandError(
-            f"{versions[number]} is there and holds something else: choose another version or use --force"
+            f"{versions[number]} is there and holds something else: choose another version, or remove it"
         )
     return _Place(path=model_dir / str(number))
 
