@@ -139,6 +139,24 @@ class Batcher:
             self._metrics.dropped_requests.inc(count)
 
 
+def halve(batch: Batch) -> tuple[Batch, Batch]:
+    """Two batches with half of the texts each. The batch has two texts at least."""
+    middle = len(batch.tokens.lengths) // 2
+    first: list[Pending] = []
+    second: list[Pending] = []
+    seen = 0
+    for pending in batch.slices:
+        ahead = middle - seen
+        seen += len(pending.rows)
+        if 0 < ahead < len(pending.rows):
+            part, rest = pending.split(np.arange(ahead))
+            first.append(part)
+            second.extend([] if rest is None else [rest])
+        else:
+            (first if ahead > 0 else second).append(pending)
+    return _form(first, batch.started_at), _form(second, batch.started_at)
+
+
 def _form(slices: list[Pending], started_at: float) -> Batch:
     modes = slices[0].ticket.task.modes
     if len(slices) == 1:
