@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.types import Mode
 
@@ -52,6 +51,12 @@ class Script:
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    def forget(self) -> None:
+        """Forgets the batches seen so far: those of the self-check."""
+        self.batches.clear()
+        self.modes.clear()
+        self.entered = threading.Semaphore(0)
 
     def build(self, request: EngineRequest) -> Engine:
         """The engine's factory."""

@@ -17,6 +17,11 @@ _SELF_CHECK_WORDS = ["sunlight,", "人工智能是研究、开发用于模拟人
 MAX_TOKENS = 64
 
 
+def ids_of(text: str) -> list[int]:
+    """The token ids of a text of WORDS."""
+    return [0, *(int(word[1:]) for word in text.split()), 2]
+
+
 def make_repository(root: Path, *names: str, versions: tuple[int, ...] = (1,), config: str = "") -> Path:
     """Writes models that the engine `scripted` serves; `config` is added to each config.pbtxt."""
     for name in names or ("small",):

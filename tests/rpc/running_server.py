@@ -1,17 +1,28 @@
 """A whole server in this process, on a free port, with the scripted engine: registry, pipeline, real grpc.aio."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
-from tests.scripted_engine import Script
-
+from trivec.v1 import embedding_pb2 as pb
+from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from trivec_server.metrics import Metrics
 from trivec_server.repository.registry import Registry
+from trivec_server.serving.pipeline import Pipeline
 from trivec_server.settings import Limits, ServeSettings
 from trivec_server.transport.listener import Listener
+
+from tests.scripted_engine import Script
+
+if TYPE_CHECKING:
+    # Only the stubs' types know this name.
+    from trivec.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
+
+_PATIENCE_S = 30.0
 
 
 @dataclass
@@ -21,6 +32,18 @@ class RunningServer:
     registry: Registry
     metrics: Metrics
     listener: Listener
+
+    @property
+    def stub(self) -> "EmbeddingServiceAsyncStub":
+        return EmbeddingServiceStub(self.channel)
+
+    def pipeline(self, model: str = "small", version: int = 0) -> Pipeline:
+        return self.registry.resolve(model, version).pipeline
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a series of the model `small`, or of the labels given; 0 if it was never touched."""
+        labels = labels or {"model": "small", "version": "1"}
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @asynccontextmanager
@@ -37,9 +60,49 @@ async def running_server(
     await registry.load(registry.scan())
     for record in registry.records():
         await listener.announce(record)
+    script.forget()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield RunningServer(f"127.0.0.1:{port}", channel, registry, metrics, listener)
     finally:
         await listener.stop(5)
         await registry.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition that no event tells of."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def busy_engine(
+    server: RunningServer, script: Script, *, model: str = "small", instances: int = 1
+) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """
+    Keeps every engine instance at a request of its own while the block runs, so that what is sent meanwhile queues.
+
+    Gives a function that waits until so many tokens are in the queue.
+    """
+    pipeline = server.pipeline(model)
+    script.gate.clear()
+    blockers = []
+    for _ in range(instances):
+        blockers.append(asyncio.ensure_future(embed(server, pb.EmbedRequest(model=model, texts=["w999"]))))
+        await asyncio.to_thread(script.entered.acquire)
+
+    async def wait_for_tokens(count: int) -> None:
+        await until(lambda: pipeline.queued_tokens == count)
+
+    try:
+        yield wait_for_tokens
+    finally:
+        script.gate.set()
+        await asyncio.gather(*blockers)
+
+
+async def embed(server: RunningServer, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    """One Embed call, as a coroutine."""
+    response: pb.EmbedResponse = await server.stub.Embed(request)
+    return response

@@ -13,7 +13,7 @@ from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, T
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
-from trivec_server.serving.batcher import Batch, Batcher
+from trivec_server.serving.batcher import Batch, Batcher, halve
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.serving.request import SparseRow
 from trivec_server.serving.ticket import Ticket
@@ -118,36 +118,40 @@ class _BatchRun:
         """One batch. A failure concerns the requests in it and no others; this thread goes on."""
         started_at = time.monotonic()
         try:
-            output = self._run_or_split(batch.tokens, batch.modes)
+            output = self._engine.run(batch.tokens, batch.modes)
             compute_s = time.monotonic() - started_at
             self._observe(batch, compute_s)
             finished, failed = self._distribute(batch, output, compute_s)
+        except MemoryError:
+            self._run_smaller(batch)
+            return
         except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
-            self._metrics.batch_failures.inc()
             request_ids = [pending.ticket.task.request_id for pending in batch.slices]
             _log.exception("batch failed", request_ids=request_ids, texts=len(batch.tokens.lengths))
-            finished = []
             failure = error if isinstance(error, TrivecError) else ComputeError("the engine failed on this batch")
-            failed = [(pending.ticket, failure) for pending in batch.slices]
+            self._fail(batch, failure)
+            return
         if finished or failed:
             _deliver(self._loop, finished, failed)
 
-    def _run_or_split(self, tokens: TokenBatch, modes: Mode) -> EngineOutput:
-        """Runs a batch; one that does not fit into memory is run in halves, down to single texts."""
-        try:
-            return self._engine.run(tokens, modes)
-        except MemoryError as error:
-            count = len(tokens.lengths)
-            if count == 1:
-                limit = f"a text of {int(tokens.lengths[0])} tokens does not fit into the device's memory"
-                raise ComputeError(f"{limit}; send a shorter one or lower `max_tokens`") from error
+    def _run_smaller(self, batch: Batch) -> None:
+        """Runs a batch that does not fit into memory in halves, each on its own, down to single texts."""
+        texts, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
+        if texts > 1:
             self._metrics.batch_splits.inc()
-            _log.warning("batch split for lack of memory", texts=count, tokens=len(tokens.token_ids))
-        middle = len(tokens.lengths) // 2
-        at = int(tokens.lengths[:middle].sum())
-        first = self._run_or_split(TokenBatch(tokens.token_ids[:at], tokens.lengths[:middle]), modes)
-        second = self._run_or_split(TokenBatch(tokens.token_ids[at:], tokens.lengths[middle:]), modes)
-        return _join(first, second)
+            _log.warning("batch split for lack of memory", texts=texts, tokens=tokens)
+            for half in halve(batch):
+                self.run(half)
+            return
+        pending = batch.slices[0]
+        task = pending.ticket.task
+        _log.error("text too large for the device's memory", request_ids=[task.request_id], tokens=tokens)
+        what = f"{task.field(int(pending.rows[0]))}: {tokens} tokens do not fit into the device's memory"
+        self._fail(batch, ComputeError(f"{what}; send a shorter text or lower `max_tokens`"))
+
+    def _fail(self, batch: Batch, failure: TrivecError) -> None:
+        self._metrics.batch_failures.inc()
+        _deliver(self._loop, (), [(pending.ticket, failure) for pending in batch.slices])
 
     def _distribute(
         self, batch: Batch, output: EngineOutput, compute_s: float
@@ -229,13 +233,3 @@ def _non_finite_rows(tokens: TokenBatch, output: EngineOutput) -> NDArray[np.int
         if output.multi_vector is not None:
             bad |= ~np.isfinite(np.array([vectors.sum() for vectors in output.multi_vector]))
     return np.flatnonzero(bad)
-
-
-def _join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
-    def joined(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        return None if a is None or b is None else np.concatenate((a, b))
-
-    vectors = None
-    if first.multi_vector is not None and second.multi_vector is not None:
-        vectors = [*first.multi_vector, *second.multi_vector]
-    return EngineOutput(joined(first.dense, second.dense), joined(first.token_weights, second.token_weights), vectors)
