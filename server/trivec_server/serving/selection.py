@@ -81,12 +81,12 @@ def _is_dead(pending: Pending, now: float) -> bool:
     return pending.ticket.abandoned or (deadline is not None and deadline <= now)
 
 
-def _urgency(pending: Pending, now: float, seconds_per_token: float) -> tuple[bool, int, float, float]:
-    """A sort key, most urgent first."""
+def _urgency(pending: Pending, now: float, seconds_per_token: float) -> tuple[int, bool, float, float]:
+    """A sort key, most urgent first. A delayed request waits for those of its level and above, as in Triton."""
     delayed = pending.delay_at is not None and pending.delay_at <= now
     service_s = max(pending.tokens * seconds_per_token, 1e-6)
     ratio = (now - pending.enqueued_at) / service_s
-    return delayed, pending.ticket.level, -ratio, pending.enqueued_at
+    return pending.ticket.level, delayed, -ratio, pending.enqueued_at
 
 
 _Taken: TypeAlias = list[tuple[Pending, NDArray[np.int64] | None]]
