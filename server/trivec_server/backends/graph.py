@@ -16,9 +16,6 @@ from trivec_server.backends.graph_heads import Heads
 from trivec_server.backends.graph_nodes import DATA_FILE, GraphNodes
 from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, TensorSource
 from trivec_server.backends.graph_weights import GraphWeights
-from trivec_server.errors import LoadError
-
-__all__ = ["DATA_FILE", "MODEL_FILE", "EncoderSpec", "HeadsSpec", "TensorSource", "write_graph"]
 
 MODEL_FILE = "model.onnx"
 
@@ -37,11 +34,6 @@ def write_graph(directory: Path, spec: EncoderSpec, tensors: TensorSource, heads
         LoadError: a tensor is missing, not finite, or of another shape or type than `spec` and `heads` say.
         OSError: a file cannot be written.
     """
-    if heads.multi_vector == "identity" and heads.multi_vector_dimension != spec.hidden:
-        raise LoadError(
-            f"multi_vector_dimension is {heads.multi_vector_dimension}, but an identity head has the encoder's hidden "
-            f"size, {spec.hidden}"
-        )
     with (directory / DATA_FILE).open("wb") as data:
         model = _build(GraphNodes(data), spec, tensors, heads)
     helper.set_model_props(model, _metadata(spec, heads))

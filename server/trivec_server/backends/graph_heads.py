@@ -92,10 +92,8 @@ class Heads:
 
     def _multi_vector(self, hidden: str) -> str:
         nodes = self._nodes
-        vectors = self._without_first(hidden)
-        if self._heads.multi_vector == "linear":
-            dimension = self._heads.multi_vector_dimension
-            vectors = self._weights.linear(vectors, "colbert_linear", self._spec.hidden, dimension)
+        dimension = self._heads.multi_vector_dimension
+        vectors = self._weights.linear(self._without_first(hidden), "colbert_linear", self._spec.hidden, dimension)
         return self._normalized(nodes.add("Mul", vectors, self._mask(self._without_first("attention_mask"))))
 
     def _mask(self, mask: str) -> str:

@@ -93,12 +93,8 @@ class HeadsSpec:
     How sparse weights and multi-vectors come about.
 
     `sparse`: `linear` is relu(h w + b) of each token's hidden state h. `table` is a fixed weight for each id, not below
-    0: `sparse_table.weight` [V].
-
-    `multi_vector`: `linear` is a projection to `multi_vector_dimension`. `identity` is the hidden state itself, and
-    `multi_vector_dimension` must equal the encoder's `hidden`.
+    0: `sparse_table.weight` [V]. Multi-vectors are a projection of hidden states to `multi_vector_dimension`.
     """
 
-    sparse: Literal["linear", "table"] = "linear"
-    multi_vector: Literal["linear", "identity"] = "linear"
     multi_vector_dimension: int
+    sparse: Literal["linear", "table"] = "linear"
