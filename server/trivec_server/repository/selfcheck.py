@@ -39,11 +39,15 @@ def check_version(device: Device, info: EngineInfo, tokenizer: Tokenizer, max_to
     batch = token_batch(sequences)
     together = device.run_once(batch, Mode.HYBRID)
     _check_shapes(together, batch, info)
+    _check_finite(together)
     _check_values(together, batch)
     tolerance = _BATCH_TOLERANCE.get(info.precision, _REDUCED_PRECISION_BATCH_TOLERANCE)
     start = 0
     for index, ids in enumerate(sequences):
-        alone = device.run_once(token_batch([ids]), Mode.HYBRID)
+        single = token_batch([ids])
+        alone = device.run_once(single, Mode.HYBRID)
+        _check_shapes(alone, single, info)
+        _check_finite(alone)
         _check_alone(alone, together, index, slice(start, start + len(ids)), tolerance)
         start += len(ids)
 
@@ -79,11 +83,22 @@ def _check_shapes(output: EngineOutput, batch: TokenBatch, info: EngineInfo) -> 
             raise _fail(f"multi_vector has shape {matrix.shape}, declared {declared}")
 
 
-def _check_values(output: EngineOutput, batch: TokenBatch) -> None:
+    dense, weights, _ = _parts(output)
+    for name, array in (("dense", dense), ("sparse", weights), *(("multi_vector", matrix) for matrix in vectors)):
+        # Vectors are sent as they lie in memory.
+        if array.dtype != np.float32:
+            raise _fail(f"{name} has numbers of type {array.dtype}, must be float32")
+
+
+def _check_finite(output: EngineOutput) -> None:
     dense, weights, vectors = _parts(output)
     for name, array in (("dense", dense), ("sparse", weights), ("multi_vector", np.concatenate(vectors))):
         if not np.isfinite(array).all():
             raise _fail(f"{name} has numbers that are not finite")
+
+
+def _check_values(output: EngineOutput, batch: TokenBatch) -> None:
+    dense, weights, vectors = _parts(output)
     for name, rows in (("dense", dense), ("multi_vector", np.concatenate(vectors))):
         norms = np.linalg.norm(rows, axis=1)
         if np.abs(norms - 1).max() > _NORM_TOLERANCE:
