@@ -82,7 +82,6 @@ def _check_shapes(output: EngineOutput, batch: TokenBatch, info: EngineInfo) -> 
             declared = f"[{length - 1}, {info.multi_vector_dimension}]"
             raise _fail(f"multi_vector has shape {matrix.shape}, declared {declared}")
 
-
     dense, weights, _ = _parts(output)
     for name, array in (("dense", dense), ("sparse", weights), *(("multi_vector", matrix) for matrix in vectors)):
         # Vectors are sent as they lie in memory.
