@@ -357,6 +357,13 @@ def test_the_demonstration_model_needs_no_hub_and_is_made_once(pulls: Pulls) -> 
     assert content(pulls.repository) == before
 
 
+@pytest.mark.parametrize("name", ["config.pbtxt", "README.md"])
+def test_the_committed_files_of_the_demonstration_model_are_those_that_a_pull_writes(tmp_path: Path, name: str) -> None:
+    version_dir = pull("m3-mini", tmp_path, report=print)
+    committed = Path(__file__).parents[2] / "model_repository" / "m3-mini" / name
+    assert (version_dir.parent / name).read_text() == committed.read_text()
+
+
 def test_a_directory_gives_the_same_content_as_the_hub(pulls: Pulls, checkpoint: Path) -> None:
     pulls.run()
     version_dir, lines = pull_directory(checkpoint, pulls.repository, name="tiny-m3")

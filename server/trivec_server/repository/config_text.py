@@ -1,15 +1,9 @@
 """The `config.pbtxt` that `trivec pull` writes beside a new model: a start for its user to edit."""
 
 import json
+from collections.abc import Iterator
 
 from trivec_server.repository.manifest import ModelFacts
-
-_INSTANCE_GROUP = """\
-# One engine on the CPU. A higher count runs more engines, each with weights of its own.
-instance_group [
-  { count: 1, kind: KIND_CPU }
-]
-"""
 
 _BATCHING = """\
 # Texts that wait are computed together. A delay above 0 makes an idle engine wait that long for more of them.
@@ -18,6 +12,15 @@ dynamic_batching {
 }
 """
 
+_INSTANCE_GROUP = """\
+# One engine on the CPU. A higher count runs more engines, each with weights of its own.
+instance_group [
+  { count: 1, kind: KIND_CPU }
+]
+"""
+
+_POOLING_COMMENTS = {"cls": "is that of its first token", "mean": "is the average of all its tokens"}
+
 
 def render_config(name: str, model: ModelFacts, *, query_prefix: str = "", passage_prefix: str = "") -> str:
     """
@@ -25,24 +28,16 @@ def render_config(name: str, model: ModelFacts, *, query_prefix: str = "", passa
 
     The precision is left out: each version's manifest states its own, so that versions can differ in it.
     """
-    parameters = {
-        "pooling": (model.pooling, "The vector of a text: `cls` is its first token's, `mean` the average of all."),
-        "max_tokens": (str(model.max_tokens), "The most tokens of a text, both special tokens included."),
-        "score_weights": ("1,1,1", "Score: factors of dense, sparse and multi-vector in the weighted sums."),
-    }
-    if query_prefix or passage_prefix:
-        parameters["query_prefix"] = (query_prefix, "Put before a text whose input type is QUERY.")
-        parameters["passage_prefix"] = (passage_prefix, "Put before a text whose input type is PASSAGE.")
-    settings = "".join(
-        f"# {comment}\nparameters {{\n  key: {_quoted(key)}\n  value: {{ string_value: {_quoted(value)} }}\n}}\n"
-        for key, (value, comment) in parameters.items()
-    )
-    return "\n".join((_head(name, model), _BATCHING, _INSTANCE_GROUP, settings))
+    settings = "".join(_render_parameters(model, query_prefix, passage_prefix))
+    return "\n".join((_render_head(name, model), _BATCHING, _INSTANCE_GROUP, settings))
 
 
-def _head(name: str, model: ModelFacts) -> str:
+def _render_head(name: str, model: ModelFacts) -> str:
+    subject = f"{name}, the demonstration model," if model.demonstration else "this model"
+    card = " README.md beside this file says what\n# the model is." if model.demonstration else ""
     return f"""\
-# How this model is served. The fields are Triton's ModelConfig; docs/model-repository.md lists those that count.
+# How {subject} is served. The fields are Triton's ModelConfig;
+# docs/model-repository.md lists those that count.{card}
 name: {_quoted(name)}
 backend: "onnxruntime"
 # The most texts in one batch.
@@ -59,6 +54,22 @@ output [
 """
 
 
+def _render_parameters(model: ModelFacts, query_prefix: str, passage_prefix: str) -> Iterator[str]:
+    pooling = f"The vector of a text: `{model.pooling}` {_POOLING_COMMENTS[model.pooling]}."
+    yield _render_parameter(
+        "max_tokens", str(model.max_tokens), "The most tokens of a text, both special ones included."
+    )
+    yield _render_parameter("pooling", model.pooling, pooling)
+    if query_prefix or passage_prefix:
+        yield _render_parameter("query_prefix", query_prefix, "Put before a text whose input type is QUERY.")
+        yield _render_parameter("passage_prefix", passage_prefix, "Put before a text whose input type is PASSAGE.")
+    yield _render_parameter("score_weights", "1,1,1", "Score: factors of dense, sparse and multi-vector.")
+
+
+def _render_parameter(key: str, value: str, comment: str) -> str:
+    return f"# {comment}\nparameters {{\n  key: {_quoted(key)}\n  value: {{ string_value: {_quoted(value)} }}\n}}\n"
+
+
 def _quoted(text: str) -> str:
-    # Text format's strings: JSON's escapes are a subset of what it reads, but for \\uXXXX, which is not written here.
+    # Of JSON's escapes text format lacks only `\/`, which is not written here.
     return json.dumps(text, ensure_ascii=False)

@@ -12,6 +12,7 @@ from trivec_server.repository import mini
 from trivec_server.repository.checkpoint import TOKENIZER_FILE, FileSource, open_checkpoint, plan_checkpoint
 from trivec_server.repository.config_text import render_config
 from trivec_server.repository.manifest import Manifest, ModelFacts, Source
+from trivec_server.repository.mini_card import MODEL_CARD
 from trivec_server.repository.space import SpaceNeed, check_space, format_bytes
 from trivec_server.serving.tokenizer import Tokenizer
 
@@ -113,9 +114,9 @@ class MiniRecipe:
         return mini.build_mini(version_dir)
 
     def render_beside(self, name: str, facts: ModelFacts) -> Mapping[str, str]:
-        """The configuration, with the model's prefixes."""
+        """The configuration, with the model's prefixes, and the model card."""
         config = render_config(name, facts, query_prefix=mini.QUERY_PREFIX, passage_prefix=mini.PASSAGE_PREFIX)
-        return {"config.pbtxt": config}
+        return {"config.pbtxt": config, "README.md": MODEL_CARD}
 
 
 def _repository_need(repository: Path, count: int) -> SpaceNeed:
