@@ -1,0 +1,95 @@
+"""Dividing a large task: the portions together are the task, and none is larger than asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trivec_server.serving.pipeline import Pipeline
+from trivec_server.serving.portions import Totals, estimated_result_bytes, portions
+from trivec_server.serving.request import EmbedResult, EmbedTask, Timings
+from trivec_server.types import InputType, Mode
+
+from tests.rpc.running_server import running_server
+from tests.scripted_engine import Script
+from tests.small_repository import MAX_TOKENS, make_repository
+
+TASK = EmbedTask(
+    request_id="r",
+    modes=Mode.HYBRID,
+    texts=[f"w{10 + number} " * (number % 5) for number in range(40)],
+    size_bytes=4000,
+)
+IDS = replace(TASK, texts=(), token_ids=[[0, *[10] * (number % 5), 2] for number in range(40)])
+KINDS = replace(TASK, input_types=[InputType.QUERY, *[InputType.PASSAGE] * 39], fields=[f"f{n}" for n in range(40)])
+SIZES = [1, 500, 3000, 10**9]
+
+
+async def with_pipeline(tmp_path: Path) -> Pipeline:
+    """A pipeline to ask for sizes; it is closed already."""
+    async with running_server(make_repository(tmp_path), Script()) as server:
+        return server.pipeline()
+
+
+@pytest.mark.parametrize("task", [TASK, IDS, KINDS], ids=["texts", "ids", "kinds"])
+@pytest.mark.parametrize("max_bytes", SIZES)
+async def test_portions_put_together_are_the_task(tmp_path: Path, task: EmbedTask, max_bytes: int) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    expected_start = 0
+    for start, portion in portions(task, pipeline, MAX_TOKENS, max_bytes):
+        end = start + portion.count
+        assert start == expected_start
+        assert portion.count > 0
+        assert list(portion.texts) == list(task.texts[start:end])
+        assert list(portion.token_ids) == list(task.token_ids[start:end])
+        assert [portion.field(i) for i in range(portion.count)] == [task.field(i) for i in range(start, end)]
+        if isinstance(task.input_types, InputType):
+            assert portion.input_types is task.input_types
+        else:
+            assert portion.input_types == task.input_types[start:end]
+        expected_start = end
+    assert expected_start == task.count
+
+
+@pytest.mark.parametrize("max_bytes", SIZES)
+async def test_a_portion_is_at_most_as_large_as_asked_or_one_text(tmp_path: Path, max_bytes: int) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    for _, portion in portions(TASK, pipeline, MAX_TOKENS, max_bytes):
+        assert estimated_result_bytes(portion, pipeline, MAX_TOKENS) <= max_bytes or portion.count == 1
+
+
+async def test_portions_of_a_task_share_its_admitted_bytes(tmp_path: Path) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    sizes = [portion.size_bytes for _, portion in portions(TASK, pipeline, MAX_TOKENS, 3000)]
+    assert len(sizes) > 1
+    assert TASK.size_bytes - len(sizes) <= sum(sizes) <= TASK.size_bytes
+
+
+async def test_a_task_that_fits_is_one_portion_itself(tmp_path: Path) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    assert list(portions(TASK, pipeline, MAX_TOKENS, 10**9)) == [(0, TASK)]
+
+
+async def test_no_text_is_estimated_longer_than_max_tokens(tmp_path: Path) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    long = replace(TASK, texts=["x" * 100_000])
+    assert estimated_result_bytes(long, pipeline, 64) == pipeline.result_bytes(long, 1, 64)
+    assert estimated_result_bytes(replace(long, max_tokens=8), pipeline, 64) == pipeline.result_bytes(long, 1, 8)
+
+
+def test_totals_add_tokens_and_keep_the_longest_of_each_duration() -> None:
+    def result(tokens: int, truncated: bool, tokenize_us: int, queue_us: int, compute_us: int) -> EmbedResult:
+        return EmbedResult(
+            lengths=np.array([tokens, 2]),
+            truncated=np.array([truncated, False]),
+            dense=None,
+            sparse=None,
+            multi_vector=None,
+            timings=Timings(tokenize_us=tokenize_us, queue_us=queue_us, compute_us=compute_us),
+        )
+
+    totals = Totals()
+    totals.add(result(5, True, 3, 9, 1))
+    totals.add(result(7, True, 4, 2, 8))
+    assert (totals.tokens, totals.truncated_texts) == (16, 2)
+    assert totals.timings == Timings(tokenize_us=4, queue_us=9, compute_us=8)
