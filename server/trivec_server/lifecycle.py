@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import uvloop
+
 from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError
 from trivec_server.logs import get_logger
@@ -42,7 +44,7 @@ def serve(
     Raises:
         CommandError: the repository is unusable or a port cannot be bound.
     """
-    asyncio.run(_Server(settings, engines, on_loaded).run())
+    uvloop.run(_Server(settings, engines, on_loaded).run())
 
 
 class _Server:

@@ -48,7 +48,7 @@ class ModelMetrics:
     batch_failures: Counter
     dropped_requests: Counter
     rejected_requests: Counter
-    queued_requests: Gauge
+    pending_requests: Gauge
     queued_tokens: Gauge
 
 
@@ -59,10 +59,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = self._counter(
+        self._requests = self._counter(
             "trivec_requests", "RPCs (messages, on a stream) finished.", ("method", "model", "code")
         )
-        self.request_duration_s = self._histogram(
+        self._request_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._request_duration_s = self._histogram(
             "trivec_request_duration_seconds", "From the request's arrival to its answer.", _DURATION_BUCKETS_S,
             ("method", "model"),
         )  # fmt: skip
@@ -86,8 +87,18 @@ class Metrics:
         self._failures = self._counter("trivec_batch_failures", "Batches that failed in the engine.")
         self._dropped = self._counter("trivec_dropped_requests", "Cancelled or expired before they were computed.")
         self._rejected = self._counter("trivec_rejected_requests", "Refused under load, at once.")
-        self._queued_requests = self._gauge("trivec_queued_requests", "Requests under way.", _MODEL_LABELS)
+        self._pending_requests = self._gauge("trivec_pending_requests", "Requests under way.", _MODEL_LABELS)
         self._queued_tokens = self._gauge("trivec_queued_tokens", "Tokens waiting for a batch.", _MODEL_LABELS)
+
+    def request_finished(self, method: str, model: str, code: str, duration_s: float) -> None:
+        """Counts a finished request."""
+        key = (method, model, code)
+        series = self._request_series.get(key)
+        if series is None:
+            series = self._requests.labels(*key), self._request_duration_s.labels(method, model)
+            self._request_series[key] = series
+        series[0].inc()
+        series[1].observe(duration_s)
 
     def model(self, key: ModelVersion) -> ModelMetrics:
         """The series of one model version; the same ones for equal keys."""
@@ -107,7 +118,7 @@ class Metrics:
             batch_failures=self._failures.labels(*labels),
             dropped_requests=self._dropped.labels(*labels),
             rejected_requests=self._rejected.labels(*labels),
-            queued_requests=self._queued_requests.labels(*labels),
+            pending_requests=self._pending_requests.labels(*labels),
             queued_tokens=self._queued_tokens.labels(*labels),
         )
 

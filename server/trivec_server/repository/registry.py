@@ -84,6 +84,7 @@ class Registry:
         self._engines = engines
         self._on_change = on_change
         self._records: dict[ModelVersion, VersionRecord] = {}
+        self._ready: dict[tuple[str, int], ReadyVersion] = {}
 
     def records(self) -> list[VersionRecord]:
         """All versions, ordered by name, then version."""
@@ -138,6 +139,9 @@ class Registry:
             NotFound: the model or version is not known.
             Unavailable: it is known and not ready.
         """
+        ready = self._ready.get((name, version))
+        if ready is not None:
+            return ready
         record = self.find(name, version)
         if record.state is not State.READY or record.loaded is None or record.pipeline is None:
             reason = f": {record.reason}" if record.reason else ""
@@ -220,6 +224,18 @@ class Registry:
             load_s=round(duration_s, 2),
         )
 
+    def _index_ready(self) -> None:
+        """Makes the table of what `resolve` can answer at once: by name or as default, by version or as newest."""
+        self._ready.clear()
+        names = {key.name for key in self._records}
+        default = self._settings.default_model or (next(iter(names)) if len(names) == 1 else None)
+        for record in self.records():
+            if record.state is State.READY and record.loaded is not None and record.pipeline is not None:
+                ready = ReadyVersion(key=record.key, loaded=record.loaded, pipeline=record.pipeline)
+                for name in {record.key.name, "" if record.key.name == default else record.key.name}:
+                    # Versions come in ascending order: the newest stays as version 0.
+                    self._ready[name, record.key.version] = self._ready[name, 0] = ready
+
     def _default_name(self) -> str:
         if self._settings.default_model:
             return self._settings.default_model
@@ -237,6 +253,7 @@ class Registry:
 
     def _set(self, record: VersionRecord) -> None:
         self._records[record.key] = record
+        self._index_ready()
         ready = record.state is State.READY
         self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(ready)
         self._on_change(record)

@@ -1,8 +1,10 @@
 """
-The queue of one model version, and the loop around the batcher's decision.
+The work of one model version between admission and its engines, and the loop around the batcher's decision.
 
-Three kinds of thread meet here and nowhere else, under one lock: the tokenizer's puts slices in, the engines' take
-batches out, the event loop's discards what nobody waits for. The decision itself is `selection.select`.
+Three kinds of thread meet here and nowhere else, under one lock: the event loop submits requests and discards what
+nobody waits for; the engines' threads take batches; the batcher's own thread tokenizes while the engines compute. An
+engine that has nothing to compute tokenizes what has arrived itself: a request that finds the server idle, or a fast
+engine, then crosses threads once. The decision on a batch is `selection.select`.
 """
 
 import threading
@@ -15,7 +17,8 @@ import numpy as np
 from trivec_server.backends.interface import TokenBatch
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.selection import BatchLimits, Selection, select
-from trivec_server.serving.ticket import Pending
+from trivec_server.serving.ticket import Pending, Ticket
+from trivec_server.serving.tokenizing import Inbox, SliceMaker
 from trivec_server.types import Mode
 
 _INITIAL_SECONDS_PER_TOKEN = 1e-3
@@ -33,19 +36,32 @@ class Batch:
 
 
 class Batcher:
-    """A queue of slices that engines pull batches from. Thread-safe; no method but `take` blocks."""
+    """Requests in, batches out. Thread-safe; no method but `take` and `close` blocks."""
 
     def __init__(
-        self, limits: BatchLimits, metrics: ModelMetrics, *, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        limits: BatchLimits,
+        slice_maker: SliceMaker,
+        metrics: ModelMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
+        self._slice_maker = slice_maker
         self._metrics = metrics
         self._clock = clock
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._engine_may_work = threading.Condition(lock)
+        self._tokenizer_may_work = threading.Condition(lock)
+        self._inbox = Inbox()
         self._queue: list[Pending] = []
         self._queued_tokens = 0
+        self._idle_engines = 0
+        self._tokenizing = False
         self._closing = False
         self._seconds_per_token = _INITIAL_SECONDS_PER_TOKEN
+        self._thread = threading.Thread(target=self._tokenize_beside_engines, name=f"tokenizer {name}", daemon=True)
 
     @property
     def queued_tokens(self) -> int:
@@ -57,63 +73,113 @@ class Batcher:
         """How long the queue's work will take, by the engine's recent speed."""
         return self._queued_tokens * self._seconds_per_token
 
-    def put(self, slices: Sequence[Pending]) -> None:
-        """Adds slices to the queue."""
-        with self._changed:
-            self._queue.extend(slices)
-            self._set_queued_tokens(self._queued_tokens + sum(pending.tokens for pending in slices))
-            self._changed.notify()
+    def start(self) -> None:
+        """Starts the thread that tokenizes while the engines compute."""
+        self._thread.start()
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Takes requests in."""
+        with self._engine_may_work:
+            self._inbox.add(tickets)
+            self._wake_for_inbox()
 
     def discard_abandoned(self) -> None:
         """Removes the slices of abandoned tickets at once, so that they count against no limit."""
-        with self._changed:
+        with self._engine_may_work:
             kept = [pending for pending in self._queue if not pending.ticket.abandoned]
-            self._drop(len(self._queue) - len(kept))
-            self._replace_queue(kept)
+            if len(kept) < len(self._queue):
+                self._drop(len(self._queue) - len(kept))
+                self._replace_queue(kept)
 
     def take(self) -> Batch | None:
-        """Waits for work and takes the next batch; None once the batcher is closed and its queue is empty."""
-        with self._changed:
+        """Waits for work and takes the next batch; None once the batcher is closed and nothing is left."""
+        with self._engine_may_work:
             while True:
-                selection = select(
-                    self._queue,
-                    self._clock(),
-                    self._limits,
-                    seconds_per_token=self._seconds_per_token,
-                    may_grow=not self._closing,
-                )
+                selection = self._select()
                 batch = self._apply(selection)
                 if batch is not None:
-                    if self._queue:
-                        self._changed.notify()
+                    self._pass_on()
                     return batch
-                if self._closing and not self._queue:
-                    self._changed.notify_all()
+                if self._inbox and not self._tokenizing:
+                    self._tokenize_round()
+                    continue
+                if self._closing and not self._queue and not self._inbox and not self._tokenizing:
+                    self._engine_may_work.notify_all()
                     return None
                 wait_s = None if selection.wake_at is None else max(0.0, selection.wake_at - self._clock())
-                self._changed.wait(wait_s)
+                self._idle_engines += 1
+                self._engine_may_work.wait(wait_s)
+                self._idle_engines -= 1
 
     def record_speed(self, tokens: int, compute_s: float) -> None:
         """Takes the duration of a finished batch into the estimate of the engine's speed."""
-        with self._changed:
-            self._seconds_per_token += _RATE_SMOOTHING * (compute_s / tokens - self._seconds_per_token)
+        self._seconds_per_token += _RATE_SMOOTHING * (compute_s / tokens - self._seconds_per_token)
 
     def close(self) -> None:
-        """Lets `take` return None once the queue is empty. What is queued is still served."""
-        with self._changed:
+        """Lets `take` return None once all work is done; what has been submitted is still served."""
+        with self._engine_may_work:
             self._closing = True
-            self._changed.notify_all()
+            self._engine_may_work.notify_all()
+            self._tokenizer_may_work.notify_all()
+        self._thread.join()
+
+    def _tokenize_beside_engines(self) -> None:
+        """The batcher's own thread."""
+        with self._engine_may_work:
+            while True:
+                self._tokenizer_may_work.wait_for(self._is_tokenizer_needed)
+                if not self._inbox:
+                    return
+                self._tokenize_round()
+
+    def _is_tokenizer_needed(self) -> bool:
+        if self._tokenizing or (self._inbox and self._idle_engines):
+            return False
+        return bool(self._inbox) or self._closing
+
+    def _tokenize_round(self) -> None:
+        """Tokenizes one round, without the lock; its slices join the queue."""
+        shares = self._inbox.take_round()
+        self._tokenizing = True
+        self._engine_may_work.release()
+        try:
+            slices = self._slice_maker.make(shares)
+        finally:
+            self._engine_may_work.acquire()
+            self._tokenizing = False
+        self._queue.extend(slices)
+        self._queued_tokens += sum(pending.tokens for pending in slices)
+        if self._idle_engines:
+            self._engine_may_work.notify()
+        if self._closing:
+            self._tokenizer_may_work.notify_all()
+            self._engine_may_work.notify_all()
+
+    def _pass_on(self) -> None:
+        """An engine is about to be busy: what is left is for the others."""
+        if self._queue and self._idle_engines:
+            self._engine_may_work.notify()
+        elif self._inbox and not self._tokenizing:
+            self._wake_for_inbox()
+
+    def _wake_for_inbox(self) -> None:
+        if self._idle_engines:
+            self._engine_may_work.notify()
+        elif not self._tokenizing:
+            self._tokenizer_may_work.notify()
+
+    def _select(self) -> Selection:
+        may_grow = not self._closing
+        return select(
+            self._queue, self._clock(), self._limits, seconds_per_token=self._seconds_per_token, may_grow=may_grow
+        )
 
     def _apply(self, selection: Selection) -> Batch | None:
         """Changes the queue as decided."""
-        if not selection.taken:
-            if selection.dropped:
-                gone = set(map(id, selection.dropped))
-                self._drop(len(gone))
-                self._replace_queue([pending for pending in self._queue if id(pending) not in gone])
+        if not selection.taken and not selection.dropped:
             return None
         started_at = self._clock()
-        gone = set(map(id, selection.dropped)) | {id(pending) for pending, _ in selection.taken}
+        gone = {id(pending) for pending in selection.dropped} | {id(pending) for pending, _ in selection.taken}
         left = [pending for pending in self._queue if id(pending) not in gone]
         slices = []
         for pending, chosen in selection.taken:
@@ -124,15 +190,11 @@ class Batcher:
                 left.append(rest)
         self._drop(len(selection.dropped))
         self._replace_queue(left)
-        return _form(slices, started_at)
+        return _form(slices, started_at) if slices else None
 
     def _replace_queue(self, queue: list[Pending]) -> None:
         self._queue = queue
-        self._set_queued_tokens(sum(pending.tokens for pending in queue))
-
-    def _set_queued_tokens(self, tokens: int) -> None:
-        self._queued_tokens = tokens
-        self._metrics.queued_tokens.set(tokens)
+        self._queued_tokens = sum(pending.tokens for pending in queue)
 
     def _drop(self, count: int) -> None:
         if count:
@@ -162,7 +224,8 @@ def _form(slices: list[Pending], started_at: float) -> Batch:
     if len(slices) == 1:
         return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), modes, started_at)
     for pending in slices:
-        modes |= pending.ticket.task.modes
+        if pending.ticket.task.modes is not modes:
+            modes |= pending.ticket.task.modes
     tokens = TokenBatch(
         np.concatenate([pending.token_ids for pending in slices]),
         np.concatenate([pending.lengths for pending in slices]),

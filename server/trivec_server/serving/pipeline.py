@@ -1,8 +1,8 @@
 """
 The spine of one model version: admission, tokenizer, queue, engines.
 
-A request is one coroutine that waits for one future. Between them it is carried by two kinds of thread as slices over
-flat arrays; nothing is allocated per text, and each hop between threads serves all requests that are ready.
+A request is one coroutine that waits for one future. In between it is carried as slices over flat arrays; nothing is
+allocated per text, and each hop between threads serves all requests that are ready.
 """
 
 import asyncio
@@ -19,12 +19,13 @@ from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
 from trivec_server.serving.ticket import Ticket
 from trivec_server.serving.tokenizer import Tokenizer
-from trivec_server.serving.tokenizing import TokenizingThread
+from trivec_server.serving.tokenizing import SliceMaker
 from trivec_server.settings import Limits
-from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction
+from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction, Truncation
 
 _MIN_RETRY_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 5.0
+_MAX_GATHERING_TURNS = 8
 _BYTES_PER_TEXT = 64
 _BYTES_PER_SPARSE_ENTRY = 7
 
@@ -54,39 +55,37 @@ class Pipeline:
         metrics: ModelMetrics,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tokenizer = tokenizer
         self._devices = devices
         self._info = info
         self._batching = batching
-        self._max_tokens = max_tokens
         self._limits = limits
         self._metrics = metrics
         self._admitted = _Admitted()
         self._tickets: set[Ticket] = set()
         self._closing = False
-        self._batcher = Batcher(_batch_limits(batching, info), metrics)
-        self._tokenizing = TokenizingThread(
+        self._outgoing: list[Ticket] = []
+        slice_maker = SliceMaker(
             tokenizer,
-            self._batcher,
-            name=f"tokenizer {name}",
             max_tokens=max_tokens,
             vocabulary_size=info.vocabulary_size,
             result_bytes=self.result_bytes,
             fail=self._fail_from_thread,
         )
+        self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker, metrics)
+        metrics.pending_requests.set_function(lambda: self.pending_requests)
+        metrics.queued_tokens.set_function(lambda: self.queued_tokens)
 
     def start(self) -> None:
-        """Starts the tokenizer's thread and lets the devices pull batches."""
-        self._tokenizing.start()
+        """Starts the batcher's thread and lets the devices pull batches."""
+        self._batcher.start()
         for device in self._devices:
             device.serve(self._batcher, self._metrics, self._loop)
 
     async def close(self) -> None:
         """Refuses new requests, serves those under way, ends the threads and closes the engines."""
         self._closing = True
-        self._tokenizing.close()
-        await asyncio.to_thread(self._tokenizing.join)
-        self._batcher.close()
+        self._flush()
+        await asyncio.to_thread(self._batcher.close)
         for device in self._devices:
             await asyncio.to_thread(device.join)
 
@@ -120,7 +119,7 @@ class Pipeline:
             ticket.delay_s = policy.timeout_us / 1e6
         self._enter(ticket)
         try:
-            self._tokenizing.put(ticket)
+            self._send(ticket)
             await self._outcome(ticket, policy)
         finally:
             self._leave(ticket)
@@ -182,12 +181,25 @@ class Pipeline:
             if timer is not None:
                 timer.cancel()
 
+    def _send(self, ticket: Ticket) -> None:
+        """Hands the ticket to the batcher, together with all others that arrive in the same turns of the loop."""
+        self._outgoing.append(ticket)
+        if len(self._outgoing) == 1:
+            if self._admitted.requests == 1:
+                self._loop.call_soon(self._flush)
+            else:
+                self._loop.call_later(0.004, self._flush)
+
+    def _flush(self) -> None:
+        if self._outgoing:
+            self._batcher.submit(self._outgoing)
+            self._outgoing = []
+
     def _enter(self, ticket: Ticket) -> None:
         self._tickets.add(ticket)
         self._admitted.requests += 1
         self._admitted.texts += ticket.task.count
         self._admitted.size_bytes += ticket.task.size_bytes
-        self._metrics.queued_requests.set(self._admitted.requests)
 
     def _leave(self, ticket: Ticket) -> None:
         """Undoes `_enter`; work that is left of a request which did not succeed is dropped at once."""
@@ -195,9 +207,7 @@ class Pipeline:
         self._admitted.requests -= 1
         self._admitted.texts -= ticket.task.count
         self._admitted.size_bytes -= ticket.task.size_bytes
-        self._metrics.queued_requests.set(self._admitted.requests)
-        future = ticket.future
-        if not future.done() or future.cancelled() or future.exception() is not None:
+        if not ticket.is_complete:
             ticket.abandoned = True
             self._batcher.discard_abandoned()
 
@@ -206,10 +216,9 @@ class Pipeline:
         metrics.tokenize_duration_s.observe(ticket.tokenize_s)
         metrics.queue_duration_s.observe(ticket.queue_s)
         metrics.texts.inc(ticket.task.count)
-        metrics.tokens.inc(int(ticket.lengths.sum()))
-        truncated = int(ticket.truncated.sum())
-        if truncated:
-            metrics.truncated_texts.inc(truncated)
+        metrics.tokens.inc(ticket.tokens)
+        if ticket.task.truncation is not Truncation.ERROR:
+            metrics.truncated_texts.inc(int(ticket.truncated.sum()))
 
     def _fail_from_thread(self, ticket: Ticket, error: TrivecError) -> None:
         self._loop.call_soon_threadsafe(_fail, ticket, error)

@@ -49,9 +49,11 @@ class EmbedTask:
         """The number of texts."""
         return len(self.texts) or len(self.token_ids)
 
-    def input_type(self, index: int) -> InputType:
-        """The input type of one text."""
-        return self.input_types if isinstance(self.input_types, InputType) else self.input_types[index]
+    def input_types_of(self, start: int, end: int) -> Sequence[InputType]:
+        """The input types of some texts."""
+        if isinstance(self.input_types, InputType):
+            return [self.input_types] * (end - start)
+        return self.input_types[start:end]
 
     def field(self, index: int) -> str:
         """The path of one text in the request, for errors."""

@@ -16,7 +16,7 @@ class Ticket:
     """
     One admitted request.
 
-    The event loop makes it and awaits `future`. The tokenizer's thread fills `lengths` and `truncated`; the engines'
+    The event loop makes it and awaits `future`. Whichever thread tokenizes fills `lengths`, `truncated` and `tokens`; the engines'
     threads fill in the results, under the ticket's own lock since its rows may run on several engines at once.
     `abandoned` is set when nobody awaits the result any more: every stage drops an abandoned ticket's work when it
     meets it.
@@ -39,6 +39,7 @@ class Ticket:
         "started",
         "task",
         "tokenized_at",
+        "tokens",
         "truncated",
     )
 
@@ -51,6 +52,7 @@ class Ticket:
         self.delay_s: float | None = None
         self.lengths: NDArray[np.int64] = np.zeros(task.count, np.int64)
         self.truncated: NDArray[np.bool_] = np.zeros(task.count, np.bool_)
+        self.tokens = 0
         self.tokenized_at = 0.0
         self._lock = threading.Lock()
         self._admitted_at = time.monotonic()
@@ -97,6 +99,11 @@ class Ticket:
         with self._lock:
             self._queue_s = max(self._queue_s, started_at - self.tokenized_at)
             self._compute_s = max(self._compute_s, compute_s)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row's result is in."""
+        return self._remaining == 0
 
     @property
     def tokenize_s(self) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import tokenizers
 
 from trivec_server.errors import LoadError
+from trivec_server.serving.word_cache import WordCache
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, UNK_TOKEN_ID, InputType, Truncation
 
 _SPECIAL_TOKENS = {"<s>": CLS_TOKEN_ID, "<pad>": PAD_TOKEN_ID, "</s>": EOS_TOKEN_ID, "<unk>": UNK_TOKEN_ID}
@@ -26,7 +27,7 @@ class TokenizedText:
 
 
 class Tokenizer:
-    """The tokenizer of one model version. Immutable once built, so every thread may use it."""
+    """The tokenizer of one model version. Every thread may use it, but `encode` only one at a time."""
 
     def __init__(self, path: Path, *, query_prefix: str = "", passage_prefix: str = "") -> None:
         """
@@ -46,6 +47,9 @@ class Tokenizer:
             found = self._tokenizer.token_to_id(token)
             if found != token_id:
                 raise LoadError(f"{path.name}: special token {token} has id {found}, must be {token_id}")
+        if self._tokenizer.encode("").ids != [CLS_TOKEN_ID, EOS_TOKEN_ID]:
+            raise LoadError(f"{path.name}: an empty text must give <s> </s>, as BGE-M3's tokenizer does")
+        self._words = WordCache(self._tokenizer, CLS_TOKEN_ID, EOS_TOKEN_ID)
         self._prefixes = {InputType.NONE: "", InputType.QUERY: query_prefix, InputType.PASSAGE: passage_prefix}
 
     @property
@@ -58,9 +62,11 @@ class Tokenizer:
         return self._prefixes[input_type]
 
     def encode(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[list[int]]:
-        """Token ids of each text, special tokens included, not truncated. Runs in parallel, outside the GIL."""
-        encodings = self._tokenizer.encode_batch_fast(self._with_prefixes(texts, input_types))
-        return [encoding.ids for encoding in encodings]
+        """
+        Token ids of each text, special tokens included, not truncated. For one thread at a time; what is not
+        remembered from earlier texts is tokenized in parallel, outside the GIL.
+        """
+        return self._words.encode(self._with_prefixes(texts, input_types))
 
     def tokenize(self, text: str, input_type: InputType, limit: int, truncation: Truncation) -> TokenizedText:
         """One text with strings and offsets. With Truncation.ERROR an overlong text is returned whole, marked."""

@@ -1,14 +1,14 @@
 """
-The thread between admission and the batcher: it tokenizes the texts of all requests that wait, together.
+Requests between admission and the queue: whose texts are tokenized next, and what becomes of them.
 
-One thread suffices because the tokenizer itself spreads a batch of texts over the cores, outside the GIL; a hop per
-request to a pool of threads costs more than tokenizing a short text does.
+Nothing here has a thread of its own; `batcher.py` calls it from whichever thread is free. One round at a time
+suffices because the tokenizer itself spreads a batch of texts over the cores, outside the GIL; a hop per request to a
+pool of threads costs more than tokenizing a short text does.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from trivec_server.errors import ComputeError, InvalidRequest, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
-from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.ticket import Pending, Ticket
 from trivec_server.serving.tokenizer import Tokenizer, truncate
@@ -36,139 +35,113 @@ class _Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class Share:
     """The part of a ticket that one round tokenizes: texts `start` to `end`."""
 
-    progress: _Progress
+    ticket: Ticket
     start: int
     end: int
 
 
-class TokenizingThread:
+class Inbox:
     """
-    Owns the requests between admission and queue. A round takes at most 256 Ki characters (one text at least), in turn
-    from every request, so that a large request does not hold up a small one; what is tokenized goes to the batcher at
-    once, while the rest of its request is still being tokenized.
+    Requests whose texts are not all tokenized. Not thread-safe: the batcher's lock guards it.
+
+    A round takes at most 256 Ki characters (one text at least), in turn from every request, so that a large request
+    does not hold up a small one; what is tokenized can be computed while the rest of its request is being tokenized.
     """
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Progress] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, tickets: Sequence[Ticket]) -> None:
+        """Puts requests at the end of the line."""
+        self._waiting.extend(map(_Progress, tickets))
+
+    def take_round(self) -> list[Share]:
+        """Takes shares of waiting requests until the round is full; unfinished requests go to the end of the line."""
+        shares: list[Share] = []
+        characters = 0
+        for _ in range(len(self._waiting)):
+            if characters >= _ROUND_CHARACTERS:
+                break
+            progress = self._waiting.popleft()
+            ticket = progress.ticket
+            if ticket.abandoned:
+                continue
+            start = progress.done
+            if start == 0 and ticket.task.size_bytes + characters <= _ROUND_CHARACTERS:
+                # The common case: all of a small request.
+                progress.done = ticket.task.count
+                characters += ticket.task.size_bytes
+            else:
+                characters += _advance(progress, _ROUND_CHARACTERS - characters)
+            shares.append(Share(ticket, start, progress.done))
+            if progress.done < ticket.task.count:
+                self._waiting.append(progress)
+        return shares
+
+
+class SliceMaker:
+    """Tokenizes shares of requests into slices for the queue. Used by one thread at a time."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        batcher: Batcher,
         *,
-        name: str,
         max_tokens: int,
         vocabulary_size: int,
         result_bytes: Callable[[EmbedTask, int, int], int],
         fail: Callable[[Ticket, TrivecError], None],
     ) -> None:
-        """
-        `result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, from this thread.
-        """
+        """`result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, thread-safe."""
         self._tokenizer = tokenizer
-        self._batcher = batcher
         self._max_tokens = max_tokens
         self._vocabulary_size = vocabulary_size
         self._result_bytes = result_bytes
         self._fail = fail
-        self._inbox: deque[_Progress] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+    def make(self, shares: Sequence[Share]) -> list[Pending]:
+        """The slices of one round. A request that is at fault fails alone."""
+        try:
+            return self._make(shares)
+        except Exception:  # noqa: BLE001 - concerns these requests only; the thread goes on
+            _log.exception("tokenizer failed")
+            for share in shares:
+                self._fail_share(share, ComputeError("the tokenizer failed on this request"))
+            return []
 
-    def put(self, ticket: Ticket) -> None:
-        """Adds a request. Does not block."""
-        with self._changed:
-            self._inbox.append(_Progress(ticket))
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Lets the thread end once all requests are tokenized."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-
-    def join(self) -> None:
-        """Waits for the thread's end."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._inbox or self._closing)
-                if not self._inbox:
-                    return
-                shares = self._take_round()
-            try:
-                self._tokenize(shares)
-            except Exception:  # noqa: BLE001 - concerns these requests only; the thread goes on
-                _log.exception("tokenizer failed")
-                for share in shares:
-                    self._fail_share(share, ComputeError("the tokenizer failed on this request"))
-            del shares
-
-    def _take_round(self) -> list[_Share]:
-        """Takes shares of waiting requests until the round is full; unfinished requests go to the end of the line."""
-        shares: list[_Share] = []
-        characters = 0
-        for _ in range(len(self._inbox)):
-            if characters >= _ROUND_CHARACTERS:
-                break
-            progress = self._inbox.popleft()
-            task = progress.ticket.task
-            if progress.ticket.abandoned:
-                continue
-            start = progress.done
-            sequences = task.texts or task.token_ids
-            if task.size_bytes + characters <= _ROUND_CHARACTERS and start == 0:
-                # The common case: all of a small request.
-                progress.done = task.count
-                characters += task.size_bytes
-            else:
-                while progress.done < task.count and (characters < _ROUND_CHARACTERS or progress.done == start):
-                    characters += len(sequences[progress.done])
-                    progress.done += 1
-            shares.append(_Share(progress, start, progress.done))
-            if progress.done < task.count:
-                self._inbox.append(progress)
-        return shares
-
-    def _tokenize(self, shares: list[_Share]) -> None:
+    def _make(self, shares: Sequence[Share]) -> list[Pending]:
         texts: list[str] = []
         kinds: list[InputType] = []
         for share in shares:
-            task = share.progress.ticket.task
+            task = share.ticket.task
             if task.texts:
                 texts.extend(task.texts[share.start : share.end])
-                kinds.extend(task.input_type(i) for i in range(share.start, share.end))
+                kinds.extend(task.input_types_of(share.start, share.end))
         sequences = iter(self._tokenizer.encode(texts, kinds) if texts else ())
         slices = []
         now = time.monotonic()
         for share in shares:
-            task = share.progress.ticket.task
+            ticket = share.ticket
             try:
-                if task.texts:
-                    pending = self._slice(share, [next(sequences) for _ in range(share.end - share.start)])
+                if ticket.task.texts:
+                    pending = self._slice(share, [next(sequences) for _ in range(share.end - share.start)], now)
                 else:
-                    pending = self._slice(share, [self._checked_ids(task, i) for i in range(share.start, share.end)])
+                    given = range(share.start, share.end)
+                    pending = self._slice(share, [self._checked_ids(ticket.task, index) for index in given], now)
             except TrivecError as error:
                 self._fail_share(share, error)
                 continue
-            share.progress.ticket.tokenized_at = now
-            pending.enqueued_at = now
-            delay_s = share.progress.ticket.delay_s
-            pending.delay_at = None if delay_s is None else now + delay_s
             slices.append(pending)
-        if slices:
-            self._batcher.put(slices)
+        return slices
 
-    def _slice(self, share: _Share, sequences: list[list[int]]) -> Pending:
+    def _slice(self, share: Share, sequences: list[list[int]], now: float) -> Pending:
         """Cuts the sequences to length and lays them flat; notes lengths on the ticket."""
-        ticket = share.progress.ticket
+        ticket = share.ticket
         task = ticket.task
         limit = task.max_tokens or self._max_tokens
         for offset, ids in enumerate(sequences):
@@ -181,12 +154,14 @@ class TokenizingThread:
                     )
                 sequences[offset] = truncate(ids, limit, task.truncation)
                 ticket.truncated[index] = True
+        flat = sequences[0] if len(sequences) == 1 else list(chain.from_iterable(sequences))
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         ticket.lengths[share.start : share.end] = lengths
-        total = int(lengths.sum())
+        ticket.tokens += len(flat)
+        ticket.tokenized_at = now
         self._check_result_size(ticket)
-        token_ids = np.fromiter(chain.from_iterable(sequences), np.int64, count=total)
-        return Pending(ticket, token_ids, lengths, np.arange(share.start, share.end), enqueued_at=0.0)
+        delay_at = None if ticket.delay_s is None else now + ticket.delay_s
+        return Pending(ticket, np.array(flat, np.int64), lengths, np.arange(share.start, share.end), now, delay_at)
 
     def _checked_ids(self, task: EmbedTask, index: int) -> list[int]:
         """The caller's own ids of one text."""
@@ -204,15 +179,26 @@ class TokenizingThread:
         task = ticket.task
         if task.max_result_bytes is None:
             return
-        size = self._result_bytes(task, task.count, int(ticket.lengths.sum()))
+        size = self._result_bytes(task, task.count, ticket.tokens)
         if size > task.max_result_bytes:
             raise ResponseTooLarge(
                 f"the response would have about {size:,} bytes, more than the {task.max_result_bytes:,} allowed; send "
                 "fewer texts, ask for a smaller `encoding`, or use EmbedStream"
             )
 
-    def _fail_share(self, share: _Share, error: TrivecError) -> None:
-        ticket = share.progress.ticket
-        # The thread itself must not tokenize the rest of the request; the event loop hears of it a moment later.
-        ticket.abandoned = True
-        self._fail(ticket, error)
+    def _fail_share(self, share: Share, error: TrivecError) -> None:
+        # The rest of the request must not be tokenized; the event loop hears of it a moment later.
+        share.ticket.abandoned = True
+        self._fail(share.ticket, error)
+
+
+def _advance(progress: _Progress, characters: int) -> int:
+    """Moves a large request on by about so many characters, one text at least; returns how many it took."""
+    task = progress.ticket.task
+    sequences = task.texts or task.token_ids
+    taken = len(sequences[progress.done])
+    progress.done += 1
+    while progress.done < task.count and taken < characters:
+        taken += len(sequences[progress.done])
+        progress.done += 1
+    return taken

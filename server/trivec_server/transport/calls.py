@@ -92,9 +92,7 @@ class CallScope:
 
     def close(self, call: Call, code: str) -> None:
         """Counts a finished call."""
-        self._metrics.requests.labels(call.method, call.model, code).inc()
-        duration_s = time.monotonic() - call.started_at
-        self._metrics.request_duration_s.labels(call.method, call.model).observe(duration_s)
+        self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
 
 
 def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHandler[bytes, bytes]":

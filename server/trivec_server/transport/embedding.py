@@ -1,7 +1,6 @@
 """trivec.v1.EmbeddingService: its unary calls, and its registration. EmbedStream is in `stream.py`."""
 
 import asyncio
-from dataclasses import replace
 
 import grpc
 from google.protobuf.message import Message
@@ -52,11 +51,15 @@ class EmbeddingService:
         message = parse.parse_message(raw, pb.EmbedRequest)
         call.take_request_id(message.request_id)
         task = parse.parse_embed(
-            message, request_id=call.request_id, deadline=call.deadline, size_bytes=len(raw), limits=self._limits
+            message,
+            request_id=call.request_id,
+            deadline=call.deadline,
+            size_bytes=len(raw),
+            limits=self._limits,
+            max_result_bytes=self._limits.max_response_bytes,
         )
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
-        task = replace(task, max_result_bytes=self._limits.max_response_bytes)
         result = await ready.pipeline.embed(task)
         options = parse.parse_output_options(message, task)
 

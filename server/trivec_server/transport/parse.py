@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from trivec.v1 import embedding_pb2 as pb
@@ -86,32 +86,40 @@ def parse_request_id(value: str, default: str) -> str:
 
 
 def parse_embed(
-    message: pb.EmbedRequest, *, request_id: str, deadline: float | None, size_bytes: int, limits: Limits
+    message: pb.EmbedRequest,
+    *,
+    request_id: str,
+    deadline: float | None,
+    size_bytes: int,
+    limits: Limits,
+    max_result_bytes: int | None = None,
 ) -> EmbedTask:
     """EmbedRequest as a task. `deadline` is an instant of `time.monotonic`."""
-    count = len(message.texts) + len(message.token_ids)
-    if len(message.texts) and len(message.token_ids):
+    texts, token_ids = list(message.texts), [entry.ids for entry in message.token_ids]
+    count = len(texts) + len(token_ids)
+    if texts and token_ids:
         raise InvalidRequest("token_ids", "must be left out when `texts` is given")
     if count == 0:
         raise InvalidRequest("texts", "must hold at least one text (an empty text is legal), or give `token_ids`")
-    _check_count("texts" if len(message.texts) else "token_ids", count, limits.max_texts_per_request)
-    input_type = _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType.keys())
-    if len(message.token_ids) and input_type is not InputType.NONE:
+    _check_count("texts" if texts else "token_ids", count, limits.max_texts_per_request)
+    input_type = _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType)
+    if token_ids and input_type is not InputType.NONE:
         raise InvalidRequest("input_type", "must be left out with `token_ids`: put the prefix's ids into them")
     if not (message.sparse_min_weight >= 0 and math.isfinite(message.sparse_min_weight)):
         raise InvalidRequest("sparse_min_weight", f"is {message.sparse_min_weight}; must be a number of at least 0")
     return EmbedTask(
         request_id=request_id,
         modes=_parse_modes(message.modes),
-        texts=message.texts,
-        token_ids=[entry.ids for entry in message.token_ids],
+        texts=texts,
+        token_ids=token_ids,
         input_types=input_type,
-        truncation=_known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation.keys()),
+        truncation=_known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation),
         max_tokens=parse_max_tokens(message.max_tokens),
         priority=message.priority,
         deadline=deadline,
         size_bytes=size_bytes,
-        encoding=_known(_ENCODINGS, message.encoding, "encoding", pb.VectorEncoding.keys()),
+        max_result_bytes=max_result_bytes,
+        encoding=_known(_ENCODINGS, message.encoding, "encoding", pb.VectorEncoding),
     )
 
 
@@ -132,7 +140,7 @@ def parse_score(
         modes=Mode.HYBRID,
         texts=[message.query, *message.passages],
         input_types=[InputType.QUERY, *[InputType.PASSAGE] * len(message.passages)],
-        truncation=_known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation.keys()),
+        truncation=_known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation),
         max_tokens=parse_max_tokens(message.max_tokens),
         priority=message.priority,
         deadline=deadline,
@@ -160,8 +168,8 @@ def parse_tokenize(message: pb.TokenizeRequest, limits: Limits) -> tuple[InputTy
         raise InvalidRequest("texts", "must hold at least one text")
     _check_count("texts", len(message.texts), limits.max_texts_per_request)
     return (
-        _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType.keys()),
-        _known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation.keys()),
+        _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType),
+        _known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation),
     )
 
 
@@ -197,7 +205,7 @@ def parse_chunk_bytes(value: int, limits: Limits) -> int:
 def _parse_modes(values: Sequence[int]) -> Mode:
     modes = Mode(0)
     for index, value in enumerate(values):
-        mode = _known(_MODES, value, f"modes[{index}]", pb.Mode.keys())
+        mode = _known(_MODES, value, f"modes[{index}]", pb.Mode)
         if value == pb.MODE_UNSPECIFIED and len(values) > 1:
             raise InvalidRequest(f"modes[{index}]", "is MODE_UNSPECIFIED; leave it out beside other modes")
         modes |= mode
@@ -209,8 +217,8 @@ def _check_count(field: str, count: int, limit: int) -> None:
         raise InvalidRequest(field, f"holds {count} texts; at most {limit} are allowed: split the request")
 
 
-def _known(table: Mapping[int, ValueT], value: int, field: str, names: Sequence[str]) -> ValueT:
+def _known(table: Mapping[int, ValueT], value: int, field: str, names: Any) -> ValueT:
     found = table.get(value)
     if found is None:
-        raise InvalidRequest(field, f"is {value}, which is not known; use one of: {', '.join(names)}")
+        raise InvalidRequest(field, f"is {value}, which is not known; use one of: {', '.join(names.keys())}")
     return found

@@ -2,15 +2,14 @@
 Embeddings straight from arrays into protobuf's wire format.
 
 Building and serializing a message object per text takes more time than everything else the server does for a short
-text, so the `Embedding` messages are written here: headers of fixed width, numbers copied from the array once. All
-else in a response is built with the generated classes. A varint may be padded with continuation bytes (the protobuf
-encoding allows up to ten), which is what makes the headers' width constant. Field numbers come from the generated
-descriptors.
+text, so the `Embedding` messages are written here, as buffers that are joined once; the numbers themselves are copied
+only by that. All else in a response is built with the generated classes. Field numbers come from their descriptors.
 """
 
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +27,8 @@ Buffer: TypeAlias = bytes | memoryview
 _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 _VARINT_WIDTH = 5
 _ID_VARINT_WIDTH = 3
+_COUNT_WIDTH = 4
+_MIN_ARRAY_TEXTS = 8
 _MAX_SHORT_ID = 1 << (7 * _ID_VARINT_WIDTH)
 _BYTES_PER_SPARSE_ENTRY = 8
 _BYTES_PER_SPARSE_ENTRY_WITH_TOKEN = 32
@@ -40,6 +41,9 @@ _WIRE_ENCODINGS = {
     VectorEncoding.INT8: pb.VECTOR_ENCODING_INT8,
     VectorEncoding.BINARY: pb.VECTOR_ENCODING_BINARY,
 }
+
+_SHIFTS = np.arange(0, 7 * _VARINT_WIDTH, 7)
+_CONTINUED = np.array([0x80] * (_VARINT_WIDTH - 1) + [0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ def _tag(descriptor: Descriptor, field: str, wire_type: int) -> bytes:
     return varint(descriptor.fields_by_name[field].number << 3 | wire_type)
 
 
+@lru_cache(maxsize=16_384)
 def varint(value: int) -> bytes:
     """A varint of the fewest bytes."""
     out = bytearray()
@@ -79,7 +84,11 @@ _SPARSE_IDS_TAG = _tag(_SPARSE, "ids", _LENGTH_DELIMITED)
 _SPARSE_WEIGHTS_TAG = _tag(_SPARSE, "weights", _LENGTH_DELIMITED)
 _SPARSE_TOKENS_TAG = _tag(_SPARSE, "tokens", _LENGTH_DELIMITED)
 _DENSE_SCALE_TAG = _tag(pb.DenseVector.DESCRIPTOR, "scale", _FIXED32)
-_HEADER_WIDTH = len(_INDEX_TAG + _TOKEN_COUNT_TAG + _TRUNCATED_TAG) + 2 * _VARINT_WIDTH + 1
+_MULTI_VECTOR_SCALES_TAG = _tag(pb.MultiVector.DESCRIPTOR, "scales", _LENGTH_DELIMITED)
+_INDEX_AT = len(_EMBEDDINGS_TAG) + _VARINT_WIDTH + len(_INDEX_TAG)
+_TOKEN_COUNT_AT = _INDEX_AT + _COUNT_WIDTH + len(_TOKEN_COUNT_TAG)
+_TRUNCATED_AT = _TOKEN_COUNT_AT + _COUNT_WIDTH + len(_TRUNCATED_TAG)
+_STREAM_RESPONSE_TAG = _tag(pb.EmbedStreamResponse.DESCRIPTOR, "response", _LENGTH_DELIMITED)
 
 
 def render_embeddings(
@@ -96,33 +105,36 @@ def render_embeddings(
 
     Each buffer is a complete run of field bytes, so joined with the other fields' bytes they make the message.
     """
-    if result.dense is not None and result.sparse is None and result.multi_vector is None:
+    texts = len(result.lengths) if parts is None else len(parts)
+    is_dense_only = result.sparse is None and result.multi_vector is None
+    if result.dense is not None and is_dense_only and texts >= _MIN_ARRAY_TEXTS:
         first, last = (parts[0].index, parts[-1].index + 1) if parts is not None else (0, len(result.lengths))
         return [_render_dense_only(result, result.dense[first:last], options.encoding, first, first_index)]
     if parts is None:
         parts = [whole_part(result, index) for index in range(len(result.lengths))]
-    headers = _headers(result, first_index)
-    blocks = None if result.dense is None else _dense_fields(result.dense, options.encoding)
+    dense = None if result.dense is None else _DenseFields(result.dense, options.encoding)
+    lengths, truncated = result.lengths.tolist(), result.truncated.tolist()
     buffers: list[Buffer] = []
     for part in parts:
-        fields: list[Buffer] = [memoryview(headers[part.index])]
-        if blocks is not None and part.is_first:
-            fields.append(memoryview(blocks[part.index]))
-        if result.sparse is not None and part.is_first:
-            row = prune(result.sparse[part.index], top_k=options.sparse_top_k, min_weight=options.sparse_min_weight)
-            tokens = tokenizer.token_strings(row.ids.tolist()) if options.return_tokens else []
-            fields.extend(_sparse_field(row, tokens))
+        index = part.index
+        fields: list[Buffer] = [_header(first_index + index, lengths[index], truncated[index])]
+        if part.is_first:
+            if dense is not None:
+                fields += dense.field(index)
+            if result.sparse is not None:
+                row = prune(result.sparse[index], top_k=options.sparse_top_k, min_weight=options.sparse_min_weight)
+                tokens = tokenizer.token_strings(row.ids.tolist()) if options.return_tokens else []
+                fields += _sparse_field(row, tokens)
         if result.multi_vector is not None:
-            fields.extend(_multi_vector_field(result.multi_vector[part.index], part, options.encoding))
-        buffers.extend(_delimited(_EMBEDDINGS_TAG, fields))
+            fields += _multi_vector_field(result.multi_vector[index], part, options.encoding)
+        buffers += _delimited(_EMBEDDINGS_TAG, fields)
     return buffers
 
 
 def render_stream_message(request_id_of_stream: str, response: Sequence[Buffer], *, final: bool) -> bytes:
     """An EmbedStreamResponse around the bytes of an EmbedResponse."""
     envelope = pb.EmbedStreamResponse(id=request_id_of_stream, final=final).SerializeToString()
-    tag = _tag(pb.EmbedStreamResponse.DESCRIPTOR, "response", _LENGTH_DELIMITED)
-    return b"".join([envelope, *_delimited(tag, response)])
+    return b"".join([envelope, *_delimited(_STREAM_RESPONSE_TAG, response)])
 
 
 def whole_part(result: EmbedResult, index: int) -> Part:
@@ -170,88 +182,92 @@ def _delimited(tag: bytes, fields: Sequence[Buffer]) -> list[Buffer]:
 
 
 def _padded_varints(values: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
-    """Varints of constant width, uint8 [..., width]."""
-    shifts = np.arange(0, 7 * width, 7, dtype=np.uint64)
-    columns = ((values.astype(np.uint64)[..., None] >> shifts) & np.uint64(0x7F)).astype(np.uint8)
-    columns[..., :-1] |= 0x80
-    return columns
+    """
+    Varints of constant width, uint8 [..., width]: padded with continuation bytes, which the encoding allows (up to ten
+    bytes) and which lets a whole array be written at once.
+    """
+    columns = values[..., None] >> _SHIFTS[:width] & 0x7F | _CONTINUED[-width:]
+    return columns.astype(np.uint8)
 
 
-def _headers(result: EmbedResult, first_index: int) -> NDArray[np.uint8]:
-    """`index`, `token_count` and `truncated` of every text, uint8 [B, _HEADER_WIDTH]."""
-    headers = np.empty((len(result.lengths), _HEADER_WIDTH), np.uint8)
-    _write_headers(headers, result, 0, len(result.lengths), first_index)
-    return headers
+def _header(index: int, token_count: int, truncated: bool) -> bytes:
+    header = _INDEX_TAG + varint(index) + _TOKEN_COUNT_TAG + varint(token_count)
+    return header + _TRUNCATED_TAG + b"\x01" if truncated else header
 
 
-def _write_headers(out: NDArray[np.uint8], result: EmbedResult, first: int, last: int, first_index: int) -> None:
-    at = 0
-    for tag, values, width in (
-        (_INDEX_TAG, np.arange(first_index + first, first_index + last), _VARINT_WIDTH),
-        (_TOKEN_COUNT_TAG, result.lengths[first:last], _VARINT_WIDTH),
-        (_TRUNCATED_TAG, result.truncated[first:last].view(np.uint8), 1),
-    ):
-        out[:, at : at + len(tag)] = np.frombuffer(tag, np.uint8)
-        at += len(tag)
-        out[:, at : at + width] = _padded_varints(values, width)
-        at += width
-
-
-def _vector_header(descriptor: Descriptor, numbers: dict[str, int], encoding: VectorEncoding, payload: int) -> bytes:
+@lru_cache(maxsize=256)
+def _vector_header(
+    descriptor_name: str, numbers: tuple[tuple[str, int], ...], encoding: VectorEncoding, payload: int
+) -> bytes:
     """The fields before a vector's payload, the payload's own tag and length included."""
+    descriptor = pb.DESCRIPTOR.message_types_by_name[descriptor_name]
     field = "values" if encoding is VectorEncoding.FLOAT_LIST else "data"
-    header = b"".join(_tag(descriptor, name, _VARINT) + varint(value) for name, value in numbers.items() if value)
+    header = b"".join(_tag(descriptor, name, _VARINT) + varint(value) for name, value in numbers if value)
     header += _tag(descriptor, "encoding", _VARINT) + varint(_WIRE_ENCODINGS[encoding])
     return header + _tag(descriptor, field, _LENGTH_DELIMITED) + varint(payload)
 
 
-def _dense_prefix(dimension: int, encoding: VectorEncoding, has_scale: bool) -> bytes:
-    """All of the field `dense` before its payload; the scale, if there is one, comes after the payload."""
-    payload = bytes_per_row(dimension, encoding)
-    header = _vector_header(pb.DenseVector.DESCRIPTOR, {"dimension": dimension}, encoding, payload)
-    scale_width = len(_DENSE_SCALE_TAG) + 4 if has_scale else 0
-    return _DENSE_TAG + varint(len(header) + payload + scale_width) + header
+class _DenseFields:
+    """The field `dense` of every text of a result: all the same but for the payload, and with INT8 the scale."""
 
+    def __init__(self, dense: NDArray[np.float32], encoding: VectorEncoding) -> None:
+        packed = pack(dense, encoding)
+        self._width = packed.data.shape[1]
+        self._payloads = packed.data.reshape(-1).data
+        self._scales = None if packed.scales is None else packed.scales.tolist()
+        header = _vector_header("DenseVector", (("dimension", dense.shape[1]),), encoding, self._width)
+        size = len(header) + self._width + (0 if self._scales is None else len(_DENSE_SCALE_TAG) + 4)
+        self._prefix = _DENSE_TAG + varint(size) + header
 
-def _write_dense(out: NDArray[np.uint8], prefix: bytes, data: NDArray[np.uint8], scales: bytes | None) -> None:
-    """Writes the field `dense` of B texts into uint8 [B, W]."""
-    at = len(prefix)
-    out[:, :at] = np.frombuffer(prefix, np.uint8)
-    out[:, at : at + data.shape[1]] = data
-    if scales is not None:
-        at += data.shape[1]
-        out[:, at : at + len(_DENSE_SCALE_TAG)] = np.frombuffer(_DENSE_SCALE_TAG, np.uint8)
-        out[:, at + len(_DENSE_SCALE_TAG) :] = np.frombuffer(scales, np.uint8).reshape(-1, 4)
-
-
-def _dense_fields(dense: NDArray[np.float32], encoding: VectorEncoding) -> NDArray[np.uint8]:
-    """The field `dense` of every text, uint8 [B, W]."""
-    packed = pack(dense, encoding)
-    prefix = _dense_prefix(dense.shape[1], encoding, packed.scales is not None)
-    width = len(prefix) + packed.data.shape[1] + (0 if packed.scales is None else len(_DENSE_SCALE_TAG) + 4)
-    out = np.empty((len(dense), width), np.uint8)
-    _write_dense(out, prefix, packed.data, None if packed.scales is None else packed.scales.tobytes())
-    return out
+    def field(self, index: int) -> list[Buffer]:
+        """The buffers of one text's field."""
+        payload = self._payloads[index * self._width : (index + 1) * self._width]
+        if self._scales is None:
+            return [self._prefix, payload]
+        return [self._prefix, payload, _DENSE_SCALE_TAG + struct.pack("<f", self._scales[index])]
 
 
 def _render_dense_only(
     result: EmbedResult, dense: NDArray[np.float32], encoding: VectorEncoding, first: int, first_index: int
 ) -> memoryview:
     """
-    The embeddings of texts `first` and following, of which there is nothing but `dense` [B, D]: every one has the same
-    width, so together they are one array.
+    The embeddings of texts `first` and following, of which there is nothing but `dense` [B, D]. With padded varints
+    every one has the same width and all but counts and numbers in common, so that they are written as one array.
     """
     packed = pack(dense, encoding)
+    prefix, suffix = _dense_only_frame(dense.shape[1], encoding, packed.scales is not None)
+    data_at = len(prefix)
+    scale_at = data_at + packed.data.shape[1] + len(suffix)
     last = first + len(dense)
-    prefix = _dense_prefix(dense.shape[1], encoding, packed.scales is not None)
-    dense_width = len(prefix) + packed.data.shape[1] + (0 if packed.scales is None else len(_DENSE_SCALE_TAG) + 4)
-    start = _EMBEDDINGS_TAG + varint(_HEADER_WIDTH + dense_width)
-    out = np.empty((last - first, len(start) + _HEADER_WIDTH + dense_width), np.uint8)
-    out[:, : len(start)] = np.frombuffer(start, np.uint8)
-    _write_headers(out[:, len(start) : len(start) + _HEADER_WIDTH], result, first, last, first_index)
-    scales = None if packed.scales is None else packed.scales.tobytes()
-    _write_dense(out[:, len(start) + _HEADER_WIDTH :], prefix, packed.data, scales)
+    out = np.empty((len(dense), scale_at + (0 if packed.scales is None else 4)), np.uint8)
+    out[:, :data_at] = np.frombuffer(prefix, np.uint8)
+    out[:, _INDEX_AT : _INDEX_AT + _COUNT_WIDTH] = _padded_varints(np.arange(first, last) + first_index, _COUNT_WIDTH)
+    out[:, _TOKEN_COUNT_AT : _TOKEN_COUNT_AT + _COUNT_WIDTH] = _padded_varints(
+        result.lengths[first:last], _COUNT_WIDTH
+    )
+    out[:, _TRUNCATED_AT] = result.truncated[first:last]
+    out[:, data_at : data_at + packed.data.shape[1]] = packed.data
+    if packed.scales is not None:
+        out[:, scale_at - len(suffix) : scale_at] = np.frombuffer(suffix, np.uint8)
+        out[:, scale_at:] = packed.scales.view(np.uint8).reshape(-1, 4)
     return out.reshape(-1).data
+
+
+@lru_cache(maxsize=256)
+def _dense_only_frame(dimension: int, encoding: VectorEncoding, has_scale: bool) -> tuple[bytes, bytes]:
+    """What stands before the payload of an embedding with a dense vector alone, counts left blank, and after it."""
+    payload = bytes_per_row(dimension, encoding)
+    header = _vector_header("DenseVector", (("dimension", dimension),), encoding, payload)
+    suffix = _DENSE_SCALE_TAG if has_scale else b""
+    dense_size = len(header) + payload + (len(suffix) + 4 if has_scale else 0)
+    dense = _DENSE_TAG + _wide_varint(dense_size) + header
+    counts = _INDEX_TAG + bytes(_COUNT_WIDTH) + _TOKEN_COUNT_TAG + bytes(_COUNT_WIDTH) + _TRUNCATED_TAG + b"\0"
+    size = len(counts) + len(_DENSE_TAG) + _VARINT_WIDTH + dense_size
+    return _EMBEDDINGS_TAG + _wide_varint(size) + counts + dense, suffix
+
+
+def _wide_varint(value: int) -> bytes:
+    return _padded_varints(np.array(value), _VARINT_WIDTH).tobytes()
 
 
 def _sparse_field(row: SparseRow, tokens: Sequence[str]) -> list[Buffer]:
@@ -259,7 +275,7 @@ def _sparse_field(row: SparseRow, tokens: Sequence[str]) -> list[Buffer]:
     fields: list[Buffer] = []
     if len(row.ids):
         width = _ID_VARINT_WIDTH if int(row.ids[-1]) < _MAX_SHORT_ID else _VARINT_WIDTH
-        ids = _padded_varints(row.ids, width).tobytes()
+        ids = _padded_varints(row.ids.astype(np.int64), width).tobytes()
         fields += [_SPARSE_IDS_TAG + varint(len(ids)), ids]
         fields += [_SPARSE_WEIGHTS_TAG + varint(4 * len(row.weights)), row.weights.tobytes()]
     for token in tokens:
@@ -272,10 +288,12 @@ def _multi_vector_field(vectors: NDArray[np.float32], part: Part, encoding: Vect
     """The field `multi_vector` with the rows of one part."""
     rows, dimension = part.rows, vectors.shape[1]
     packed = pack(vectors[part.first_row : part.first_row + rows], encoding)
-    numbers = {"rows": rows, "dimension": dimension, "first_row": part.first_row, "total_rows": len(vectors)}
-    header = _vector_header(pb.MultiVector.DESCRIPTOR, numbers, encoding, packed.data.size)
+    numbers = (("rows", rows), ("dimension", dimension), ("first_row", part.first_row), ("total_rows", len(vectors)))
+    header = _vector_header("MultiVector", numbers, encoding, packed.data.size)
     fields: list[Buffer] = [header, packed.data.reshape(-1).data]
     if packed.scales is not None:
-        scales_tag = _tag(pb.MultiVector.DESCRIPTOR, "scales", _LENGTH_DELIMITED)
-        fields += [scales_tag + varint(packed.scales.nbytes), struct.pack(f"<{rows}f", *packed.scales.tolist())]
+        fields += [
+            _MULTI_VECTOR_SCALES_TAG + varint(packed.scales.nbytes),
+            struct.pack(f"<{rows}f", *packed.scales.tolist()),
+        ]
     return _delimited(_MULTI_VECTOR_TAG, fields)

@@ -1,0 +1,1 @@
+"""Benchmarks: each runs with one command and prints ratios measured in one run."""

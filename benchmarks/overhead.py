@@ -1,0 +1,195 @@
+"""
+What Trivec itself costs: its whole path with an engine that returns ready arrays (1024 dimensions), tokenizer
+included, beside a bare grpc.aio server that sends the same embeddings. Server on one core, client on another; the two
+servers are measured in turn, in several rounds of one run. The last lines are `name value`.
+
+    python -m benchmarks.overhead
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+from trivec.v1 import embedding_pb2 as pb
+
+IN_FLIGHT = 32
+STREAM_TEXTS = 24
+STREAM_TEXT_TOKENS = 1000
+STREAM_REQUESTS = 4
+_OPTIONS = [("grpc.max_receive_message_length", -1)]
+_EMBED = "/trivec.v1.EmbeddingService/Embed"
+_EMBED_STREAM = "/trivec.v1.EmbeddingService/EmbedStream"
+_WORDS = ("how", "do", "vectors", "人工智能", "der", "Zug", "la", "ciudad", "search", "engine", "模型", "works")
+
+
+@dataclass
+class Load:
+    """What one server did with one kind of request, over all rounds."""
+
+    rates: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
+    cpu_shares: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    @property
+    def p99_ms(self) -> float:
+        return float(np.percentile(self.latencies_s, 99)) * 1000
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    target: str
+    process: psutil.Process
+
+
+@contextmanager
+def server_process(core: int, *arguments: str) -> Iterator[ServerProcess]:
+    """A server pinned to one core; its first line is `port N`."""
+    command = [sys.executable, "-m", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+    ) as process:
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        if not words:
+            raise SystemExit(f"{' '.join(arguments)} did not start")
+        try:
+            yield ServerProcess(f"127.0.0.1:{words[1]}", psutil.Process(process.pid))
+        finally:
+            process.terminate()
+
+
+def embed_request(texts: int) -> bytes:
+    """A request of short texts (about 12 tokens), dense vectors packed as float32."""
+    random = np.random.default_rng(7)
+    return pb.EmbedRequest(
+        texts=[" ".join(random.choice(_WORDS, 8)) for _ in range(texts)],
+        encoding=pb.VECTOR_ENCODING_FLOAT32,
+    ).SerializeToString()
+
+
+async def measure_unary(server: ServerProcess, request: bytes, texts: int, duration_s: float, load: Load) -> None:
+    """IN_FLIGHT requests at a time; adds texts/s, latencies and the server's share of its core."""
+    async with grpc.aio.insecure_channel(server.target, options=_OPTIONS) as channel:
+        call = channel.unary_unary(_EMBED)
+        for _ in range(20):
+            await call(request)
+        done = 0
+        started_at = time.perf_counter()
+        ends_at = started_at + duration_s
+        cpu_before = _cpu_s(server)
+
+        async def keep_asking() -> None:
+            nonlocal done
+            while (asked_at := time.perf_counter()) < ends_at:
+                await call(request)
+                load.latencies_s.append(time.perf_counter() - asked_at)
+                done += 1
+
+        await asyncio.gather(*(keep_asking() for _ in range(IN_FLIGHT)))
+        elapsed_s = time.perf_counter() - started_at
+    load.rates.append(done * texts / elapsed_s)
+    load.cpu_shares.append((_cpu_s(server) - cpu_before) / elapsed_s)
+
+
+async def measure_stream(server: ServerProcess, method: str, requests: list[bytes], load: Load) -> None:
+    """Sends all requests on one stream and reads every answer; adds bytes/s."""
+    async with grpc.aio.insecure_channel(server.target, options=_OPTIONS) as channel:
+        for is_warm in (False, True):
+            stream = channel.stream_stream(method)()
+            received = 0
+            started_at = time.perf_counter()
+            cpu_before = _cpu_s(server)
+            for request in requests if is_warm else requests[:1]:
+                await stream.write(request)
+            await stream.done_writing()
+            async for message in stream:
+                received += len(message)
+            elapsed_s = time.perf_counter() - started_at
+            if is_warm:
+                load.rates.append(received / elapsed_s)
+                load.cpu_shares.append((_cpu_s(server) - cpu_before) / elapsed_s)
+
+
+def stream_requests() -> list[bytes]:
+    """Requests for multi-vectors, about 4 MB a text."""
+    text = " ".join(_WORDS * (STREAM_TEXT_TOKENS // len(_WORDS)))
+    request = pb.EmbedRequest(
+        texts=[text] * STREAM_TEXTS,
+        modes=[pb.MODE_MULTI_VECTOR],
+        encoding=pb.VECTOR_ENCODING_FLOAT32,
+    )
+    return [
+        pb.EmbedStreamRequest(id=str(number), request=request).SerializeToString() for number in range(STREAM_REQUESTS)
+    ]
+
+
+def _cpu_s(server: ServerProcess) -> float:
+    times = server.process.cpu_times()
+    return times.user + times.system
+
+
+async def run(rounds: int, duration_s: float) -> dict[str, dict[str, Load]]:
+    """All measurements: kind of request -> server -> load."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("needs two cores: one for the server, one for the client")
+    os.sched_setaffinity(0, {cores[1]})
+    loads = {kind: {"bare": Load(), "trivec": Load()} for kind in ("32", "1", "stream")}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        trivec = stack.enter_context(server_process(cores[0], "benchmarks.ready_engine", str(folder / "models")))
+        bare = stack.enter_context(server_process(cores[0], "benchmarks.bare_server"))
+        answers = stream_requests()
+        messages = [str(STREAM_TEXTS * STREAM_TEXT_TOKENS * 4 // 1024).encode()] * STREAM_REQUESTS
+        for _ in range(rounds):
+            for texts in (32, 1):
+                for name, server in (("bare", bare), ("trivec", trivec)):
+                    await measure_unary(server, embed_request(texts), texts, duration_s, loads[str(texts)][name])
+            await measure_stream(bare, "/bare.Bare/Stream", messages, loads["stream"]["bare"])
+            await measure_stream(trivec, _EMBED_STREAM, answers, loads["stream"]["trivec"])
+    return loads
+
+
+def report(loads: dict[str, dict[str, Load]]) -> None:
+    """A table, then the figures."""
+    print(f"{'':8}{'server':>8}{'rate':>14}{'p99 ms':>10}{'core':>8}")
+    for kind, servers in loads.items():
+        unit = "MB/s" if kind == "stream" else "texts/s"
+        for name, load in servers.items():
+            rate = load.rate / 1e6 if kind == "stream" else load.rate
+            p99 = f"{load.p99_ms:.2f}" if load.latencies_s else ""
+            core = statistics.median(load.cpu_shares)
+            print(f"{kind:8}{name:>8}{rate:>9,.0f} {unit:<7}{p99:>7}{core:>8.0%}")
+    for kind in ("32", "1"):
+        print(f"throughput_ratio_{kind} {loads[kind]['trivec'].rate / loads[kind]['bare'].rate:.3f}")
+    for kind in ("32", "1"):
+        print(f"p99_ratio_{kind} {loads[kind]['trivec'].p99_ms / loads[kind]['bare'].p99_ms:.3f}")
+    print(f"stream_bandwidth_ratio {loads['stream']['trivec'].rate / loads['stream']['bare'].rate:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.5, help="per measurement")
+    arguments = parser.parse_args()
+    report(asyncio.run(run(arguments.rounds, arguments.seconds)))
+
+
+if __name__ == "__main__":
+    main()
