@@ -5,7 +5,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from trivec.v1 import embedding_pb2 as pb
-from trivec_server.transport.utf8 import find_invalid_utf8
+from trivec_server.transport.utf8 import find_invalid_utf8, read_string
 
 from tests.raw_messages import field_bytes
 
@@ -59,3 +59,23 @@ def test_bytes_of_an_unknown_field_are_no_fault() -> None:
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_message_never_raise(raw: bytes) -> None:
     find_invalid_utf8(raw, pb.EmbedStreamRequest)
+
+
+@given(st.text(max_size=20), st.binary(max_size=20))
+def test_a_string_is_read_from_a_message_whose_rest_cannot_be(name: str, rest: bytes) -> None:
+    stream = pb.EmbedStreamRequest
+    raw = stream(id=name).SerializeToString() + field_bytes(
+        stream.DESCRIPTOR.fields_by_name["request"].number, rest + INVALID[0]
+    )
+    assert read_string(raw, stream, "id") == name
+    assert read_string(raw + b"\xff", stream, "id") == name
+
+
+def test_a_string_that_is_missing_or_not_utf8_itself_reads_as_empty() -> None:
+    assert read_string(b"", pb.EmbedStreamRequest, "id") == ""
+    assert read_string(field_bytes(1, b"\xff"), pb.EmbedStreamRequest, "id") == ""
+
+
+@given(st.binary(max_size=60))
+def test_reading_from_bytes_that_are_no_message_never_raises(raw: bytes) -> None:
+    read_string(raw, pb.EmbedStreamRequest, "id")

@@ -1,9 +1,10 @@
 """
-Finds the string that is not UTF-8 in a message that would not decode.
+Reads what can be read of a message that would not decode: above all, which string is not UTF-8.
 
 The decoder of the protobuf library refuses such a message without saying where; a client needs the field and index.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -24,8 +25,36 @@ def find_invalid_utf8(raw: bytes, message_type: type[Message]) -> str | None:
         return None
 
 
+def read_string(raw: bytes, message_type: type[Message], name: str) -> str:
+    """A string field of a message that would not decode; empty where it is missing or itself at fault."""
+    number = message_type.DESCRIPTOR.fields_by_name[name].number
+    value = ""
+    try:
+        for found, payload in _fields(memoryview(raw)):
+            if found == number:
+                value = str(payload, "utf-8")
+    except (IndexError, ValueError):
+        # What follows is no message; what was read before it counts.
+        return value
+    return value
+
+
 def _find(raw: memoryview, descriptor: _AnyDescriptor, prefix: str) -> str | None:
     counts: dict[int, int] = {}
+    for number, payload in _fields(raw):
+        field = descriptor.fields_by_number.get(number)
+        if field is None:
+            continue
+        index = counts[number] = counts.get(number, -1) + 1
+        path = f"{prefix}{field.name}[{index}]" if field.is_repeated else f"{prefix}{field.name}"
+        found = _find_in_field(payload, field, path)
+        if found is not None:
+            return found
+    return None
+
+
+def _fields(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The length-delimited fields of a message: numbers and payloads."""
     at = 0
     while at < len(raw):
         key, at = _read_varint(raw, at)
@@ -36,18 +65,10 @@ def _find(raw: memoryview, descriptor: _AnyDescriptor, prefix: str) -> str | Non
             at += 4 if wire_type == _FIXED32 else 8
         elif wire_type == _LENGTH_DELIMITED:
             length, at = _read_varint(raw, at)
-            payload, at = raw[at : at + length], at + length
-            field = descriptor.fields_by_number.get(number)
-            if field is None:
-                continue
-            index = counts[number] = counts.get(number, -1) + 1
-            path = f"{prefix}{field.name}[{index}]" if field.is_repeated else f"{prefix}{field.name}"
-            found = _find_in_field(payload, field, path)
-            if found is not None:
-                return found
+            yield number, raw[at : at + length]
+            at += length
         else:
             raise ValueError(f"wire type {wire_type}")
-    return None
 
 
 def _find_in_field(payload: memoryview, field: FieldDescriptor, path: str) -> str | None:
