@@ -60,9 +60,9 @@ class OutputOptions:
     return_tokens: bool
 
 
-def parse_message(raw: bytes, message_type: type[MessageT]) -> MessageT:
+def parse_message(raw: bytes, message_type: type[MessageT], *, within: str = "") -> MessageT:
     """
-    Decodes a request message.
+    Decodes a request message. Names of fields in errors leave out the path `within`.
 
     Raises:
         InvalidRequest: it is not such a message; invalid UTF-8 is named by field and index.
@@ -72,7 +72,7 @@ def parse_message(raw: bytes, message_type: type[MessageT]) -> MessageT:
     except DecodeError as error:
         field = find_invalid_utf8(raw, message_type)
         if field is not None:
-            raise InvalidRequest(field, "is not valid UTF-8; encode the text as UTF-8") from error
+            raise InvalidRequest(field.removeprefix(within), "is not valid UTF-8; encode the text as UTF-8") from error
         raise InvalidRequest("request", f"is not a {message_type.DESCRIPTOR.full_name} message") from error
 
 
