@@ -23,6 +23,7 @@ from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, Context
 from trivec_server.transport.describe import response_fields
 from trivec_server.transport.render import Buffer, render_embeddings, render_stream_message, split_parts
+from trivec_server.transport.utf8 import read_string
 
 _MAX_ID_BYTES = 128
 _PORTION_BYTES = 16 * 1024 * 1024
@@ -167,7 +168,13 @@ class _StreamMessage:
         return self._prepared
 
     def _parse(self, raw: bytes) -> None:
-        self._wire = parse.parse_message(raw, pb.EmbedStreamRequest)
+        try:
+            self._wire = parse.parse_message(raw, pb.EmbedStreamRequest, within="request.")
+        except InvalidRequest:
+            # An answer goes to the id of its request, also where the rest of the message cannot be read.
+            readable_id = read_string(raw, pb.EmbedStreamRequest, "id")
+            self._id = readable_id if len(readable_id.encode()) <= _MAX_ID_BYTES else ""
+            raise
         if len(self._wire.id.encode()) > _MAX_ID_BYTES:
             raise InvalidRequest("id", f"has {len(self._wire.id.encode())} bytes; at most {_MAX_ID_BYTES} are allowed")
         self._id = self._wire.id
