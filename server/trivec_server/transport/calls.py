@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from trivec_server.errors import Overloaded, TrivecError
+from trivec_server.errors import Overloaded, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.transport.parse import parse_request_id
@@ -51,8 +51,9 @@ UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
 class CallScope:
     """Opens and closes calls: one per server."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, max_response_bytes: int) -> None:
         self._metrics = metrics
+        self._max_response_bytes = max_response_bytes
         # Unique over servers and restarts, and cheap: a counter behind a random start.
         self._id_prefix = secrets.token_hex(6)
         self._id_count = 0
@@ -78,6 +79,19 @@ class CallScope:
         self._id_count += 1
         return f"{self._id_prefix}{self._id_count:06x}"
 
+    def check_size(self, response: bytes) -> None:
+        """
+        Checks a response that no estimate has ruled out.
+
+        Raises:
+            ResponseTooLarge: it is larger than a response may be.
+        """
+        if len(response) > self._max_response_bytes:
+            raise ResponseTooLarge(
+                f"the response has {len(response):,} bytes, more than the {self._max_response_bytes:,} allowed; send "
+                "fewer or shorter texts"
+            )
+
     def failed(self, call: Call, error: Exception) -> CallStatus:
         """Logs a failed call and gives its status. An error that is not the domain's own is logged with traceback."""
         status = status_of(error, call.request_id)
@@ -102,6 +116,7 @@ def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHan
         call = scope.open(method, context)
         try:
             response = await run(raw, call)
+            scope.check_size(response)
         except asyncio.CancelledError:
             scope.close(call, grpc.StatusCode.CANCELLED.name)
             raise
