@@ -29,7 +29,7 @@ class Listener:
         self._health = health_aio.HealthServicer()
         self._draining = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        service = EmbeddingService(registry, settings.limits, CallScope(metrics))
+        service = EmbeddingService(registry, settings.limits, CallScope(metrics, settings.limits.max_response_bytes))
         self._server.add_generic_rpc_handlers((service.handler(),))
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
