@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from trivec_server import cli_client
+from trivec_server.cli_doctor import doctor
 from trivec_server.errors import CommandError, TrivecError
 from trivec_server.logs import FORMATS, LEVELS, configure_logs
 from trivec_server.settings import Limits, ServeSettings
@@ -189,5 +190,5 @@ def pull(
     )
 
 
-for _command in cli_client.COMMANDS:
+for _command in (*cli_client.COMMANDS, doctor):
     cli.add_command(_command)

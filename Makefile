@@ -1,0 +1,121 @@
+# Run `make` alone for a list of the targets. Every virtual environment is made here, and is ready once its stamp
+# file is newer than what it was made from.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+# More arguments for the command that a target runs: make serve ARGS="--grpc-port 9001"
+ARGS ?=
+
+REPOSITORY := model_repository
+MINI := $(REPOSITORY)/m3-mini/1/manifest.json
+
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+INSTALL := .venv/bin/python $(PIP_INSTALL) -c constraints.txt
+INSTALL_TORCH := .venv-torch/bin/python $(PIP_INSTALL) -c constraints-torch.txt
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: setup
+setup: .venv/.serve ## Install what serving needs into .venv, in the versions of constraints.txt.
+	@echo "Ready: .venv/bin/trivec"
+
+.PHONY: serve
+serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds the small model m3-mini first.
+	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
+
+.PHONY: test
+test: .venv/.test $(MINI) ## Run the tests. No torch, no model from the hub.
+	.venv/bin/python -m pytest -m "not torch" $(ARGS)
+
+.PHONY: test-torch
+test-torch: .venv-torch/.test ## Run the tests against torch and FlagEmbedding, in an environment of their own.
+	.venv-torch/bin/python -m pytest -m torch $(ARGS)
+
+.PHONY: golden
+golden: .venv-torch/.test ## Make the golden files of tests/numerics anew, with FlagEmbedding.
+	.venv-torch/bin/python -m tests.numerics.golden
+
+.PHONY: check
+check: .venv/.check .venv-stubs/.ready ## Check style, types, imports, the protocol and its stubs.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	tools/lint_protos.sh
+	tools/check_stubs.sh
+
+.PHONY: format
+format: .venv/.check ## Put the code into the style that `make check` asks for.
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.PHONY: stubs
+stubs: .venv-stubs/.ready ## Generate protos/python from the .proto files.
+	tools/generate_stubs.sh protos/python
+
+.PHONY: breaking
+breaking: .venv/.check .venv-stubs/.ready ## Check that the protocol still suits clients of an earlier commit: make breaking AGAINST=v0.1.0
+	tools/check_breaking.sh "$(AGAINST)"
+
+.PHONY: bench-overhead
+bench-overhead: .venv/.test ## Measure the server against a bare grpc.aio server.
+	.venv/bin/python -m benchmarks.overhead $(ARGS)
+
+.PHONY: chaos-small
+chaos-small: .venv/.test ## Send 2,000 requests with random cancellations and deadlines.
+	.venv/bin/python -m benchmarks.chaos $(ARGS)
+
+.PHONY: pins
+pins: ## Write the constraints files anew, with the newest versions.
+	tools/write_constraints.sh $(PYTHON)
+
+.PHONY: clean
+clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
+	rm -rf .venv .venv-torch .venv-stubs build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MINI): | .venv/.serve
+	@.venv/bin/trivec pull m3-mini --model-repository $(REPOSITORY)
+
+# Without isolation the build uses the pinned setuptools, too.
+.venv/.serve: pyproject.toml constraints.txt .venv/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv
+	@echo "Installing what Trivec needs into .venv: about 200 MB, once."
+	@$(INSTALL) setuptools
+	@$(INSTALL) --no-build-isolation -e '.[server,mini,progress]'
+	@touch $@
+
+.venv/.test: .venv/.serve
+	@echo "Installing what the tests need into .venv."
+	@$(INSTALL) --no-build-isolation -e '.[test]'
+	@touch $@
+
+.venv/.check: .venv/.test
+	@echo "Installing what the checks need into .venv."
+	@$(INSTALL) --no-build-isolation -e '.[check]'
+	@touch $@
+
+# torch first: FlagEmbedding alone would bring another one.
+.venv-torch/.test: pyproject.toml constraints.txt constraints-torch.txt .venv-torch/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv-torch
+	@echo "Installing torch and FlagEmbedding into .venv-torch: some gigabytes, once."
+	@$(INSTALL_TORCH) setuptools torch
+	@$(INSTALL_TORCH) FlagEmbedding
+	@$(INSTALL_TORCH) --no-build-isolation -e '.[test]'
+	@touch $@
+
+.venv-stubs/.ready: constraints-stubs.txt .venv-stubs/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv-stubs
+	@.venv-stubs/bin/python $(PIP_INSTALL) -c constraints-stubs.txt grpcio-tools mypy-protobuf googleapis-common-protos
+	@touch $@
+
+# Also when the Python that an environment was made with is gone.
+.venv/bin/python .venv-torch/bin/python .venv-stubs/bin/python:
+	@tools/make_venv.sh $(PYTHON) $(@:/bin/python=)

@@ -1,0 +1,156 @@
+"""The model repository: its models, their configurations, and the files of the versions that would be served."""
+
+import difflib
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trivec_server.doctor.finding import Finding, Status
+from trivec_server.errors import CommandError, LoadError
+from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
+from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
+from trivec_server.repository.space import format_bytes
+from trivec_server.settings import ServeSettings
+from trivec_server.types import InstanceGroup, ModelSettings, ModelVersion
+
+_MINI = "m3-mini"
+_LOADED_RATIO = {"float32": 1.25}
+_OTHER_LOADED_RATIO = 2.5
+"""Memory of a loaded version over its files; the CPU computes in float32, whatever the files hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryReport:
+    """The findings, and the bytes of memory that the versions to be served take."""
+
+    findings: tuple[Finding, ...]
+    model_bytes: int = 0
+
+
+def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport:
+    """
+    Reads the repository as `trivec serve` does, and all files of the versions that it would load; with `load` loads
+    each of them and runs its self-check, too.
+    """
+    root = settings.model_repository
+    pull = f"trivec pull {_MINI} --model-repository {shlex.quote(str(root))}"
+    try:
+        entries = scan_repository(root)
+    except CommandError as error:
+        mend = pull if not root.exists() else "trivec serve --model-repository DIRECTORY, with the right one"
+        return RepositoryReport((Finding("repository", Status.FAIL, str(error), mend),))
+    if not entries:
+        return RepositoryReport((Finding("repository", Status.FAIL, f"{root} holds no model", pull),))
+    names = [entry.name for entry in entries]
+    findings = [Finding("repository", Status.OK, f"{root}: {', '.join(names)}"), *_check_names(settings, names)]
+    model_bytes = 0
+    for entry in entries:
+        if settings.load_models and entry.name not in settings.load_models:
+            continue
+        checked = _check_model(entry, load=load)
+        findings += checked.findings
+        model_bytes += checked.model_bytes
+    return RepositoryReport(tuple(findings), model_bytes)
+
+
+def _check_names(settings: ServeSettings, names: list[str]) -> Iterator[Finding]:
+    asked = [("--load-model", name) for name in settings.load_models]
+    if settings.default_model is not None:
+        asked.append(("--default-model", settings.default_model))
+    for flag, name in asked:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1) or names
+            fact = f"{flag} {name}: the repository has no such model"
+            yield Finding("repository", Status.FAIL, fact, f"trivec serve {flag} {shlex.quote(close[0])}")
+
+
+def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
+    check = f"model {entry.name}"
+    findings = [Finding(check, Status.WARN, problem) for problem in entry.problems]
+    settings = entry.settings
+    if settings is not None:
+        findings += [Finding(check, Status.WARN, warning) for warning in settings.warnings]
+    if settings is None or entry.error is not None:
+        findings.append(Finding(check, Status.FAIL, entry.error or "cannot be read", _mend_model(entry)))
+        return RepositoryReport(tuple(findings))
+    findings += _check_backend(check, entry, settings)
+    selection = select_versions(settings.version_policy, [version.number for version in entry.versions])
+    for number in selection.missing:
+        fact = f"version_policy in config.pbtxt asks for version {number}, which is not there"
+        findings.append(Finding(check, Status.FAIL, fact, f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}"))
+    model_bytes = 0
+    for version in entry.versions:
+        if version.number in selection.selected:
+            checked = _check_version(entry, ModelVersion(entry.name, version.number), version.path, settings, load=load)
+            findings += checked.findings
+            model_bytes += checked.model_bytes
+    return RepositoryReport(tuple(findings), model_bytes)
+
+
+def _check_backend(check: str, entry: ModelEntry, settings: ModelSettings) -> Iterator[Finding]:
+    from trivec_server.repository.registry import ENGINES  # noqa: PLC0415 - needs the server's packages
+
+    if settings.backend not in ENGINES:
+        fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {', '.join(sorted(ENGINES))}"
+        yield Finding(check, Status.FAIL, fact, f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}")
+
+
+def _check_version(
+    entry: ModelEntry, key: ModelVersion, path: Path, settings: ModelSettings, *, load: bool
+) -> RepositoryReport:
+    from trivec_server.serving.tokenizer import Tokenizer  # noqa: PLC0415 - needs the server's packages
+
+    check = f"model {key}"
+    manifest = None
+    try:
+        manifest = read_manifest(path)
+        verify_files(path, manifest)
+        Tokenizer(path / "tokenizer.json")
+        if load:
+            _load(key, path, settings)
+    except LoadError as error:
+        return RepositoryReport((Finding(check, Status.FAIL, str(error), _mend_version(entry, path, manifest)),))
+    size = sum(facts.bytes for facts in manifest.files.values())
+    done = "loaded and self-checked" if load else "checksums right"
+    fact = f"{manifest.source}, {manifest.model.precision}, {format_bytes(size)}, {done}"
+    ratio = _LOADED_RATIO.get(manifest.model.precision, _OTHER_LOADED_RATIO)
+    model_bytes = int(size * ratio) * sum(map(_instances, settings.instance_groups))
+    return RepositoryReport((Finding(check, Status.OK, fact),), model_bytes)
+
+
+def _load(key: ModelVersion, path: Path, settings: ModelSettings) -> None:
+    from trivec_server.repository.loading import load_version  # noqa: PLC0415 - needs the server's packages
+    from trivec_server.repository.registry import ENGINES  # noqa: PLC0415 - the same
+
+    for device in load_version(key, path, settings, ENGINES).devices:
+        device.close()
+
+
+def _instances(group: InstanceGroup) -> int:
+    return group.count * max(1, len(group.gpus))
+
+
+def _mend_model(entry: ModelEntry) -> str:
+    if entry.settings is None and os.path.lexists(entry.path / "config.pbtxt"):
+        return f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}"
+    if entry.name == _MINI:
+        return _pull(entry, _MINI)
+    return f"pull the model again with `trivec pull ... --name {entry.name}`, or: rm -r {shlex.quote(str(entry.path))}"
+
+
+def _mend_version(entry: ModelEntry, version_dir: Path, manifest: Manifest | None) -> str:
+    """The pull that makes the version anew, as far as its manifest tells from what."""
+    if manifest is None or manifest.source.kind == "directory":
+        remove = f"rm -r {shlex.quote(str(version_dir))}"
+        return f"{remove} && {_pull(entry, _MINI if entry.name == _MINI else 'SOURCE')}"
+    if manifest.source.kind == "package":
+        return _pull(entry, _MINI)
+    precision = "" if manifest.model.precision == "float32" else f" --precision {manifest.model.precision}"
+    return f"{_pull(entry, manifest.source.name)} --revision {manifest.source.revision}{precision}"
+
+
+def _pull(entry: ModelEntry, source: str) -> str:
+    name = "" if source.rpartition("/")[2].lower() == entry.name else f" --name {shlex.quote(entry.name)}"
+    return f"trivec pull {source} --model-repository {shlex.quote(str(entry.path.parent))}{name}"

@@ -1,0 +1,445 @@
+"""`trivec doctor` on machines that are in order and on those that are not."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trivec_server import cli
+from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
+from trivec_server.types import Mode
+
+from tests.command_line import trivec
+from tests.tiny_model import write_tiny_tokenizer
+
+CONFIG = 'backend: "onnxruntime"\nmax_batch_size: 8\n'
+Findings = dict[str, list[dict[str, Any]]]
+"""By the check's name."""
+
+Report = tuple[int, Findings]
+"""The exit code and the findings."""
+
+HUB_SOURCE = Source(kind="hub", name="org/Tiny-M3", revision="0123abc")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one model that is in order, as far as one can tell without loading it."""
+    model = tmp_path / "repository" / "tiny"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text(CONFIG)
+    write_version(model / "1")
+    return model.parent
+
+
+def write_version(directory: Path, source: Source = HUB_SOURCE) -> None:
+    write_tiny_tokenizer(directory / "tokenizer.json")
+    (directory / "model.onnx").write_bytes(np.arange(1000).tobytes())
+    facts = ModelFacts(
+        architecture="xlm-roberta",
+        pooling="cls",
+        precision="float16",
+        modes=Mode.HYBRID,
+        dense_dimension=32,
+        multi_vector_dimension=32,
+        vocabulary_size=40,
+        max_tokens=64,
+    )
+    write_manifest(directory, facts, source, ["model.onnx", "tokenizer.json"])
+
+
+class Doctor:
+    """Runs the command in this process. The ports are any free ones, unless the flags say otherwise."""
+
+    ports = ("--grpc-port", "0", "--metrics-port", "0")
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, repository: Path, *flags: str) -> Report:
+        self._capsys.readouterr()
+        code = cli.run(["doctor", "--json", "--model-repository", str(repository), *self.ports, *flags])
+        return read_report(code, self._capsys.readouterr().out)
+
+    def apart(self, repository: Path, **environment: str) -> Report:
+        """In a process of its own, with these variables set."""
+        flags = ("--json", "--model-repository", repository, *self.ports)
+        done = trivec("doctor", *flags, environment=environment)
+        return read_report(done.code, done.out)
+
+
+def read_report(code: int, out: str) -> Report:
+    findings: Findings = {}
+    document = json.loads(out)
+    assert document["serves"] == (code == 0)
+    for finding in document["findings"]:
+        findings.setdefault(finding["check"], []).append(finding)
+    return code, findings
+
+
+@pytest.fixture
+def examine(capsys: pytest.CaptureFixture[str]) -> Doctor:
+    return Doctor(capsys)
+
+
+def only_fault(findings: Findings) -> dict[str, Any]:
+    """The only finding that is not ok."""
+    faults = [finding for each in findings.values() for finding in each if finding["status"] != "ok"]
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+def test_a_machine_in_order_passes(examine: Doctor, mini_repository: Path) -> None:
+    code, findings = examine(mini_repository)
+    assert code == 0
+    assert {finding["status"] for each in findings.values() for finding in each} == {"ok"}
+
+
+def test_every_subject_is_checked(examine: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, findings = examine(repository)
+    assert list(findings) == [
+        "python",
+        "packages",
+        "extras",
+        "engine onnxruntime",
+        "cpu",
+        "environment",
+        "gRPC port",
+        "metrics port",
+        "repository",
+        "model tiny/1",
+        "leftovers",
+        "memory",
+        "disk of the repository",
+        "hub",
+        "hub cache",
+    ]
+
+
+def test_text_output_has_a_line_a_finding_and_sums_up(repository: Path) -> None:
+    done = trivec("doctor", "--model-repository", repository / "nowhere", "--grpc-port", "0", "--metrics-port", "0")
+    lines = done.out.splitlines()
+    assert all(line.startswith(("ok    ", "FAIL  ", "      mend: ")) for line in lines[:-1])
+    assert lines[0].startswith("ok    python: 3.")
+    assert lines[-1] == "`trivec serve` would fail: 1 failure and no warnings"
+
+
+def test_a_missing_repository_fails_and_the_mend_makes_one(examine: Doctor, tmp_path: Path) -> None:
+    missing = tmp_path / "a repository"
+    code, findings = examine(missing)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].startswith(f"model repository {missing} does not exist")
+    assert fault["mend"] == f"trivec pull m3-mini --model-repository '{missing}'"
+
+
+def test_an_empty_repository_fails(examine: Doctor, tmp_path: Path) -> None:
+    code, findings = examine(tmp_path)
+    assert code == 1
+    assert only_fault(findings)["mend"] == f"trivec pull m3-mini --model-repository {tmp_path}"
+
+
+def test_a_damaged_file_is_named_and_pulled_again_from_its_source(examine: Doctor, repository: Path) -> None:
+    damaged = repository / "tiny" / "1" / "model.onnx"
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    code, findings = examine(repository)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["check"] == "model tiny/1"
+    assert fault["fact"].startswith(f"{damaged}: damaged: its SHA-256 is ")
+    assert fault["mend"] == (
+        f"trivec pull org/Tiny-M3 --model-repository {repository} --name tiny --revision 0123abc --precision float16"
+    )
+
+
+def test_a_truncated_file_is_named_with_its_sizes(examine: Doctor, repository: Path) -> None:
+    path = repository / "tiny" / "1" / "model.onnx"
+    os.truncate(path, 7000)
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["fact"].startswith(f"{path}: truncated: 7000 of 8000 bytes")
+
+
+def test_the_mend_of_a_damaged_mini_model_mends_it(examine: Doctor, mini_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(mini_repository / "m3-mini", repository / "m3-mini")
+    (repository / "m3-mini" / "1" / "tokenizer.json").unlink()
+    _, findings = examine(repository)
+    mend = only_fault(findings)["mend"].split()
+    assert mend[0] == "trivec"
+    assert trivec(*mend[1:]).code == 0
+    code, _ = examine(repository)
+    assert code == 0
+
+
+def test_a_file_that_is_no_tokenizer_is_named(examine: Doctor, repository: Path) -> None:
+    version = repository / "tiny" / "1"
+    write_version(version)
+    (version / "tokenizer.json").write_text("{}")
+    facts = json.loads((version / "manifest.json").read_text())
+    source, model = facts["source"], facts["model"]
+    write_manifest(
+        version,
+        ModelFacts(**{**model, "modes": Mode.HYBRID}),
+        Source(**source),
+        ["model.onnx", "tokenizer.json"],
+    )
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["fact"].startswith("tokenizer.json is not a readable tokenizer")
+
+
+def test_an_empty_version_is_not_whole(examine: Doctor, repository: Path) -> None:
+    (repository / "tiny" / "2").mkdir()
+    code, findings = examine(repository)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["check"] == "model tiny/2"
+    assert "manifest.json: not found, so the version is not whole" in fault["fact"]
+    assert fault["mend"].startswith(f"rm -r {repository / 'tiny' / '2'} && trivec pull SOURCE ")
+
+
+def test_a_version_that_the_policy_leaves_out_is_of_no_concern(examine: Doctor, repository: Path) -> None:
+    (repository / "tiny" / "2").mkdir()
+    (repository / "tiny" / "config.pbtxt").write_text(CONFIG + "version_policy { specific { versions: 1 } }\n")
+    code, _ = examine(repository)
+    assert code == 0
+
+
+def test_a_version_that_the_policy_names_must_be_there(examine: Doctor, repository: Path) -> None:
+    (repository / "tiny" / "config.pbtxt").write_text(CONFIG + "version_policy { specific { versions: [ 1, 5 ] } }\n")
+    code, findings = examine(repository)
+    assert code == 1
+    assert "asks for version 5" in only_fault(findings)["fact"]
+
+
+def test_a_typo_in_a_config_is_named_with_its_place(examine: Doctor, repository: Path) -> None:
+    config = repository / "tiny" / "config.pbtxt"
+    config.write_text('backend: "onnxruntime"\nmax_bath_size: 8\n')
+    code, findings = examine(repository)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].startswith(f"{config}:2:1: unknown field `max_bath_size`")
+    assert fault["mend"] == f"edit {config}"
+
+
+def test_a_field_without_effect_is_a_warning(examine: Doctor, repository: Path) -> None:
+    (repository / "tiny" / "config.pbtxt").write_text(CONFIG + 'runtime: "x"\n')
+    code, findings = examine(repository)
+    assert code == 0
+    assert only_fault(findings)["status"] == "warn"
+
+
+def test_an_unknown_backend_fails(examine: Doctor, repository: Path) -> None:
+    (repository / "tiny" / "config.pbtxt").write_text(CONFIG.replace("onnxruntime", "onnxrntime"))
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["fact"].startswith("backend `onnxrntime` in config.pbtxt is not known")
+
+
+def test_models_that_would_not_be_loaded_are_not_checked(examine: Doctor, repository: Path) -> None:
+    (repository / "broken").mkdir()
+    assert examine(repository)[0] == 1
+    assert examine(repository, "--load-model", "tiny")[0] == 0
+
+
+def test_a_model_to_load_that_is_not_there_fails(
+    examine: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIVEC_LOAD_MODEL", "tny")
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["mend"] == "trivec serve --load-model tiny"
+
+
+def test_a_model_that_needs_more_memory_than_there_is_fails(examine: Doctor, repository: Path) -> None:
+    group = "instance_group { kind: KIND_CPU count: 2000000000 }\n"
+    (repository / "tiny" / "config.pbtxt").write_text(CONFIG + group)
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["check"] == "memory"
+
+
+def test_loading_finds_what_checksums_cannot(examine: Doctor, repository: Path) -> None:
+    assert examine(repository)[0] == 0
+    code, findings = examine(repository, "--load")
+    assert code == 1
+    assert "model.onnx cannot be loaded by ONNX Runtime" in only_fault(findings)["fact"]
+
+
+def test_loading_a_sound_model_passes(examine: Doctor, mini_repository: Path) -> None:
+    code, findings = examine(mini_repository, "--load")
+    assert code == 0
+    assert findings["model m3-mini/1"][0]["fact"].endswith("loaded and self-checked")
+
+
+@pytest.mark.parametrize(("flag", "check"), [("--grpc-port", "gRPC port"), ("--metrics-port", "metrics port")])
+def test_a_port_in_use_fails_and_the_mend_names_a_free_one(
+    examine: Doctor, repository: Path, flag: str, check: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        code, findings = examine(repository, flag, str(port))
+        assert code == 1
+        fault = only_fault(findings)
+        assert fault["check"] == check
+        assert fault["fact"].startswith(f"127.0.0.1:{port} is in use by process {os.getpid()} (")
+        *command, free = fault["mend"].split()
+        assert command == ["trivec", "serve", flag]
+        socket.create_server(("127.0.0.1", int(free))).close()
+
+
+def test_one_port_for_both_endpoints_fails(examine: Doctor, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    code, findings = examine(repository, "--grpc-port", str(port), "--metrics-port", str(port))
+    assert code == 1
+    assert only_fault(findings)["fact"] == f"--grpc-port and --metrics-port are both {port}"
+
+
+@pytest.mark.parametrize(
+    ("host", "fact"),
+    [
+        ("192.0.2.1", "192.0.2.1 is not an address of this machine"),
+        ("no such host", "--host 'no such host' cannot be resolved"),
+    ],
+)
+def test_a_host_that_cannot_be_bound_fails(examine: Doctor, repository: Path, host: str, fact: str) -> None:
+    code, findings = examine(repository, "--host", host, "--grpc-port", "8001")
+    assert code == 1
+    assert only_fault(findings)["fact"].startswith(fact)
+
+
+def test_a_misspelt_variable_is_a_warning_with_the_name_meant(
+    examine: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIVEC_GRPC_PROT", "9000")
+    code, findings = examine(repository)
+    assert code == 0
+    assert only_fault(findings)["fact"] == "TRIVEC_GRPC_PROT is not known; did you mean TRIVEC_GRPC_PORT?"
+
+
+def test_a_value_that_serve_refuses_fails(examine: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVEC_DRAIN_GRACE_S", "soon")
+    code, findings = examine(repository)
+    assert code == 1
+    assert only_fault(findings)["mend"] == "unset TRIVEC_DRAIN_GRACE_S"
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_known(
+    examine: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "TRIVEC_PORT": "tcp://192.0.2.1:8001",
+        "TRIVEC_PORT_8001_TCP_ADDR": "192.0.2.1",
+        "TRIVEC_SERVICE_HOST": "192.0.2.1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, findings = examine(repository)
+    assert code == 0
+    assert findings["environment"][0]["status"] == "ok"
+
+
+def test_what_a_killed_pull_left_is_a_warning(examine: Doctor, repository: Path) -> None:
+    left = repository / ".building-abc"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "model.onnx").write_bytes(bytes(5000))
+    code, findings = examine(repository)
+    assert code == 0
+    fault = only_fault(findings)
+    assert "5.00 kB" in fault["fact"]
+    assert fault["mend"] == f"rm -r {left}"
+
+
+@pytest.fixture
+def pull_under_way(repository: Path) -> Iterator[Path]:
+    """The building directory of another process, which holds its lock."""
+    hold = (
+        "import sys; from pathlib import Path; from trivec_server.repository.building import open_site\n"
+        "with open_site(Path(sys.argv[1])) as site: print(site.version_dir, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, repository], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield Path(process.stdout.readline().strip())
+        process.send_signal(signal.SIGTERM)
+
+
+def test_a_pull_under_way_is_no_leftover(examine: Doctor, repository: Path, pull_under_way: Path) -> None:
+    assert pull_under_way.is_dir()
+    code, findings = examine(repository)
+    assert code == 0
+    assert findings["leftovers"][0]["fact"] == "none; 1 under way"
+
+
+def write_distribution(directory: Path, name: str, version: str) -> None:
+    """The metadata of an installed package, which shadows the real one."""
+    info = directory / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_two_builds_of_one_engine_fail(examine: Doctor, repository: Path, tmp_path: Path) -> None:
+    write_distribution(tmp_path, "onnxruntime-gpu", "1.31.1")
+    code, findings = examine.apart(repository, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].startswith("onnxruntime and onnxruntime-gpu are both installed")
+    assert "uninstall -y onnxruntime onnxruntime-gpu" in fault["mend"]
+
+
+def test_a_package_that_is_too_old_fails(examine: Doctor, repository: Path, tmp_path: Path) -> None:
+    write_distribution(tmp_path, "safetensors", "0.1.0")
+    code, findings = examine.apart(repository, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].startswith("safetensors 0.1.0 is installed; trivec needs >=")
+    assert fault["mend"].endswith("-m pip install 'trivec[server]'")
+
+
+def test_an_engine_that_cannot_be_imported_fails_with_its_reason(
+    examine: Doctor, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
+    code, findings = examine.apart(repository, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert "libgomp.so.1" in findings["engine onnxruntime"][0]["fact"]
+
+
+def test_an_engine_that_ends_its_process_fails_and_the_other_checks_go_on(
+    examine: Doctor, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    code, findings = examine.apart(repository, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert "SIGILL" in findings["engine onnxruntime"][0]["fact"]
+    assert findings["hub"]
+
+
+def test_the_hub_is_shown_without_its_password(examine: Doctor, repository: Path) -> None:
+    environment = {"HF_ENDPOINT": "http://user:password@127.0.0.1:9/hub", "HF_HUB_OFFLINE": "1"}
+    _, findings = examine.apart(repository, **environment)
+    fact = findings["hub"][0]["fact"]
+    assert fact.startswith("http://127.0.0.1:9/hub")
+    assert "HF_HUB_OFFLINE" in fact
+
+
+def test_unfinished_downloads_are_told(examine: Doctor, repository: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "cache" / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0123.incomplete").write_bytes(bytes(3000))
+    _, findings = examine.apart(repository, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert "3.00 kB of unfinished downloads" in findings["hub cache"][0]["fact"]
