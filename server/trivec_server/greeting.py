@@ -20,8 +20,7 @@ def greet(started: Started) -> str:
         request = f'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
         lines += [
             "Try it:",
-            f'  grpcurl -plaintext -d \'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}\' {target} '
-            "trivec.v1.EmbeddingService/Embed",
+            f"  grpcurl -plaintext -d '{request}' {target} trivec.v1.EmbeddingService/Embed",
             "or in Python:",
             "  from trivec_client import TrivecClient",
             f'  with TrivecClient("{target}") as client:',

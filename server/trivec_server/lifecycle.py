@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -79,6 +80,8 @@ class _Server:
                     if loading.done():
                         # Watchers hear of the last version before the user does.
                         await self._changes.join()
+                        # What is loaded stays: the collector need not look at it again and again.
+                        gc.freeze()
                         self._say_loaded(grpc_port, metrics_port)
                     await stopping
                     loading.cancel()

@@ -71,7 +71,7 @@ class Metrics:
         self.model_load_duration_s = self._gauge(
             "trivec_model_load_duration_seconds", "The time the version took to load and check.", _MODEL_LABELS
         )
-        self._tokenize = self._duration("tokenize", "From a request's admission to its last token.")
+        self._tokenize = self._duration("tokenize", "Tokenizing what had arrived, for one or more requests.")
         self._queue = self._duration("queue", "From a request's tokens to its last batch's start.")
         self._compute = self._duration("compute", "One batch in the engine.")
         self._batch_rows = self._histogram("trivec_batch_rows", "Texts in a batch.", _ROW_BUCKETS)

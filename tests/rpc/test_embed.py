@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from trivec.v1 import embedding_pb2 as pb
+from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
+
 from tests.rpc.running_server import running_server
 from tests.scripted_engine import Script, expected_dense, expected_multi_vector, expected_weights
 from tests.small_repository import make_repository
-from trivec.v1 import embedding_pb2 as pb
-from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 
 async def test_hybrid_gives_all_three_parts(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Dividing a large task: the portions together are the task, and none is larger than asked for."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ TASK = EmbedTask(
     texts=[f"w{10 + number} " * (number % 5) for number in range(40)],
     size_bytes=4000,
 )
-IDS = replace(TASK, texts=(), token_ids=[[0, *[10] * (number % 5), 2] for number in range(40)])
-KINDS = replace(TASK, input_types=[InputType.QUERY, *[InputType.PASSAGE] * 39], fields=[f"f{n}" for n in range(40)])
+IDS = TASK._replace(texts=(), token_ids=[[0, *[10] * (number % 5), 2] for number in range(40)])
+KINDS = TASK._replace(input_types=[InputType.QUERY, *[InputType.PASSAGE] * 39], fields=[f"f{n}" for n in range(40)])
 SIZES = [1, 500, 3000, 10**9]
 
 
@@ -37,25 +36,25 @@ async def test_portions_put_together_are_the_task(tmp_path: Path, task: EmbedTas
     pipeline = await with_pipeline(tmp_path)
     expected_start = 0
     for start, portion in portions(task, pipeline, MAX_TOKENS, max_bytes):
-        end = start + portion.count
+        end = start + portion.text_count
         assert start == expected_start
-        assert portion.count > 0
+        assert portion.text_count > 0
         assert list(portion.texts) == list(task.texts[start:end])
         assert list(portion.token_ids) == list(task.token_ids[start:end])
-        assert [portion.field(i) for i in range(portion.count)] == [task.field(i) for i in range(start, end)]
+        assert [portion.field(i) for i in range(portion.text_count)] == [task.field(i) for i in range(start, end)]
         if isinstance(task.input_types, InputType):
             assert portion.input_types is task.input_types
         else:
             assert portion.input_types == task.input_types[start:end]
         expected_start = end
-    assert expected_start == task.count
+    assert expected_start == task.text_count
 
 
 @pytest.mark.parametrize("max_bytes", SIZES)
 async def test_a_portion_is_at_most_as_large_as_asked_or_one_text(tmp_path: Path, max_bytes: int) -> None:
     pipeline = await with_pipeline(tmp_path)
     for _, portion in portions(TASK, pipeline, MAX_TOKENS, max_bytes):
-        assert estimated_result_bytes(portion, pipeline, MAX_TOKENS) <= max_bytes or portion.count == 1
+        assert estimated_result_bytes(portion, pipeline, MAX_TOKENS) <= max_bytes or portion.text_count == 1
 
 
 async def test_portions_of_a_task_share_its_admitted_bytes(tmp_path: Path) -> None:
@@ -72,9 +71,9 @@ async def test_a_task_that_fits_is_one_portion_itself(tmp_path: Path) -> None:
 
 async def test_no_text_is_estimated_longer_than_max_tokens(tmp_path: Path) -> None:
     pipeline = await with_pipeline(tmp_path)
-    long = replace(TASK, texts=["x" * 100_000])
+    long = TASK._replace(texts=["x" * 100_000])
     assert estimated_result_bytes(long, pipeline, 64) == pipeline.result_bytes(long, 1, 64)
-    assert estimated_result_bytes(replace(long, max_tokens=8), pipeline, 64) == pipeline.result_bytes(long, 1, 8)
+    assert estimated_result_bytes(long._replace(max_tokens=8), pipeline, 64) == pipeline.result_bytes(long, 1, 8)
 
 
 def test_totals_add_tokens_and_keep_the_longest_of_each_duration() -> None:
@@ -82,6 +81,8 @@ def test_totals_add_tokens_and_keep_the_longest_of_each_duration() -> None:
         return EmbedResult(
             lengths=np.array([tokens, 2]),
             truncated=np.array([truncated, False]),
+            token_count=tokens + 2,
+            truncated_count=int(truncated),
             dense=None,
             sparse=None,
             multi_vector=None,

@@ -50,9 +50,12 @@ def make_result(
         ids = np.sort(random.choice(largest_id - 3, count, replace=False) + 4).astype(np.uint32)
         return SparseRow(ids, random.choice([0.125, 0.25, 0.5], count).astype(np.float32))
 
+    truncated = random.random(len(lengths)) < 0.5
     return EmbedResult(
         lengths=np.array(lengths, np.int64),
-        truncated=random.random(len(lengths)) < 0.5,
+        truncated=truncated,
+        token_count=sum(lengths),
+        truncated_count=int(truncated.sum()),
         dense=vectors(len(lengths)) if Mode.DENSE in modes else None,
         sparse=[sparse(length) for length in lengths] if Mode.SPARSE in modes else None,
         multi_vector=[vectors(length - 1) for length in lengths] if Mode.MULTI_VECTOR in modes else None,

@@ -7,23 +7,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trivec_server.backends.graph_nodes import GraphNodes
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, flag_of
 from trivec_server.backends.graph_weights import GraphWeights
 
 OUTPUTS = ("dense", "token_weights", "multi_vector")
 
 NORM_EPS = 1e-12
 """The least norm to divide by (torch.nn.functional.normalize)."""
-
-
-def flag_of(output: str) -> str:
-    """
-    The name of the input, bool [], that says if an output is computed. It need not be fed and is then true.
-
-    Where false is fed, the output is empty and its head does not run. ONNX Runtime runs every node of a graph whatever
-    outputs are asked for (`RunOptions.only_execute_path_to_fetches` acts in its training builds only).
-    """
-    return f"with_{output}"
 
 
 class Heads:

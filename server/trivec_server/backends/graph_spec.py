@@ -98,3 +98,13 @@ class HeadsSpec:
 
     multi_vector_dimension: int
     sparse: Literal["linear", "table"] = "linear"
+
+
+def flag_of(output: str) -> str:
+    """
+    The name of the input, bool [], that says if an output is computed. It need not be fed and is then true.
+
+    Where false is fed, the output is empty and its head does not run. ONNX Runtime runs every node of a graph whatever
+    outputs are asked for (`RunOptions.only_execute_path_to_fetches` acts in its training builds only).
+    """
+    return f"with_{output}"

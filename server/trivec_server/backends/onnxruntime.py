@@ -1,8 +1,8 @@
 """
 The ONNX Runtime engine, on the CPU.
 
-It runs the three-output graph that `graph.py` writes: `input_ids` and `attention_mask` int64 [B, T] in; `dense`
-[B, D], `token_weights` [B, T] and `multi_vector` [B, T - 1, D] out, all float32.
+It runs the three-output graph that `graph.py` writes: `input_ids` and `attention_mask` int64 [B, T] and a flag per
+head in; `dense` [B, D], `token_weights` [B, T] and `multi_vector` [B, T - 1, D] out, all float32.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import onnxruntime
 import psutil
 from numpy.typing import NDArray
 
+from trivec_server.backends.graph_spec import flag_of
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.errors import LoadError
 from trivec_server.types import PAD_TOKEN_ID, InstanceKind, Mode
@@ -48,6 +49,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra_op_threads or _usable_physical_cores()
         options.inter_op_num_threads = 1
+        # The heads' flags are inputs with defaults, of which ONNX Runtime would warn.
         options.log_severity_level = 3
         # The arena keeps the largest batch's memory for good; lengths vary too much for memory patterns to pay.
         options.enable_cpu_mem_arena = False
@@ -60,9 +62,6 @@ class OnnxRuntimeEngine:
             reason = str(error).splitlines()[0]
             raise LoadError(f"{path.name} cannot be loaded by ONNX Runtime ({reason}); pull the model again") from error
         self._info = _read_info(self._session, path)
-        self._run_options = onnxruntime.RunOptions()
-        # Heads that were not asked for are not computed.
-        self._run_options.only_execute_path_to_fetches = True
 
     @property
     def info(self) -> EngineInfo:
@@ -78,11 +77,12 @@ class OnnxRuntimeEngine:
         """
         input_ids, attention_mask = _pad(batch)
         wanted = [mode for mode in _OUTPUT_NAMES if mode in modes]
+        # Not fetching an output does not keep ONNX Runtime from computing it; its flag does.
+        flags = {flag_of(name): np.asarray(mode in modes) for mode, name in _OUTPUT_NAMES.items()}
         try:
             arrays = self._session.run(
                 [_OUTPUT_NAMES[mode] for mode in wanted],
-                {"input_ids": input_ids, "attention_mask": attention_mask},
-                self._run_options,
+                {"input_ids": input_ids, "attention_mask": attention_mask, **flags},
             )
         except Exception as error:
             if "allocate memory" in str(error) or "bad_alloc" in str(error):

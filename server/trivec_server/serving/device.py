@@ -1,6 +1,7 @@
 """The thread that owns one engine instance: builds it, feeds it batches, hands results back, closes it."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -82,8 +83,9 @@ class Device:
             self._run_checks(engine)
             if not self._work.cancelled():
                 batcher, metrics, loop = self._work.result()
+                runner = _BatchRunner(engine, batcher, metrics, loop)
                 while (batch := batcher.take()) is not None:
-                    _BatchRun(engine, batcher, metrics, loop).run(batch)
+                    runner.run(batch)
                     # Held references would keep the last results alive while this thread waits.
                     del batch
         finally:
@@ -103,7 +105,7 @@ class Device:
                 result.set_exception(error)
 
 
-class _BatchRun:
+class _BatchRunner:
     """Runs batches on an engine and gives each request its part or its error."""
 
     def __init__(
@@ -193,6 +195,8 @@ class _BatchRun:
         rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
         self._batcher.record_speed(tokens, compute_s)
         self._metrics.compute_duration_s.observe(compute_s)
+        self._metrics.texts.inc(rows)
+        self._metrics.tokens.inc(tokens)
         self._metrics.batch_rows.observe(rows)
         self._metrics.batch_tokens.observe(tokens)
         padded = rows * int(batch.tokens.lengths.max()) if self._engine.info.pads else tokens
@@ -220,8 +224,26 @@ def _resolve(finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecEr
             ticket.future.set_exception(error)
 
 
+_NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+def _is_finite(output: EngineOutput) -> bool:
+    """Whether all numbers are finite: for nearly every batch, the only question."""
+    with np.errstate(all="ignore"):
+        total = 0.0
+        if output.dense is not None:
+            total += float(output.dense.sum())
+        if output.token_weights is not None:
+            total += float(output.token_weights.sum())
+        if output.multi_vector is not None:
+            total += sum(float(vectors.sum()) for vectors in output.multi_vector)
+    return math.isfinite(total)
+
+
 def _non_finite_rows(tokens: TokenBatch, output: EngineOutput) -> NDArray[np.int64]:
     """The rows of a batch, ascending, in which any part holds NaN or infinity. A sum is finite iff its terms are."""
+    if _is_finite(output):
+        return _NO_ROWS
     bad = np.zeros(len(tokens.lengths), np.bool_)
     # An overflow would be found too, as it should: unit rows cannot overflow.
     with np.errstate(all="ignore"):

@@ -21,11 +21,13 @@ from trivec_server.serving.ticket import Ticket
 from trivec_server.serving.tokenizer import Tokenizer
 from trivec_server.serving.tokenizing import SliceMaker
 from trivec_server.settings import Limits
-from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction, Truncation
+from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction
 
 _MIN_RETRY_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 5.0
-_MAX_GATHERING_TURNS = 8
+_DENSE_GAP_S = 0.001
+_GATHER_S = 0.002
+_GAP_SMOOTHING = 0.05
 _BYTES_PER_TEXT = 64
 _BYTES_PER_SPARSE_ENTRY = 7
 
@@ -64,12 +66,15 @@ class Pipeline:
         self._tickets: set[Ticket] = set()
         self._closing = False
         self._outgoing: list[Ticket] = []
+        self._last_arrival = 0.0
+        self._mean_gap_s = _GATHER_S
         slice_maker = SliceMaker(
             tokenizer,
             max_tokens=max_tokens,
             vocabulary_size=info.vocabulary_size,
             result_bytes=self.result_bytes,
             fail=self._fail_from_thread,
+            metrics=metrics,
         )
         self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker, metrics)
         metrics.pending_requests.set_function(lambda: self.pending_requests)
@@ -123,7 +128,7 @@ class Pipeline:
             await self._outcome(ticket, policy)
         finally:
             self._leave(ticket)
-        self._observe(ticket)
+        self._metrics.queue_duration_s.observe(ticket.queue_s)
         return ticket.result()
 
     def result_bytes(self, task: EmbedTask, texts: int, tokens: int) -> int:
@@ -148,7 +153,7 @@ class Pipeline:
             raise Unavailable("the model is being unloaded; send the request again")
         admitted, limits = self._admitted, self._limits
         if admitted.requests:
-            if admitted.texts + task.count > limits.max_queued_texts:
+            if admitted.texts + task.text_count > limits.max_queued_texts:
                 self._refuse(f"{admitted.texts} texts are under way; the limit is {limits.max_queued_texts}")
             if admitted.size_bytes + task.size_bytes > limits.max_queued_bytes:
                 self._refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
@@ -182,13 +187,19 @@ class Pipeline:
                 timer.cancel()
 
     def _send(self, ticket: Ticket) -> None:
-        """Hands the ticket to the batcher, together with all others that arrive in the same turns of the loop."""
+        """
+        Hands the ticket to the batcher; while requests arrive faster than a hop between threads costs, together with
+        those of the next moments.
+        """
         self._outgoing.append(ticket)
+        gap_s = min(ticket.admitted_at - self._last_arrival, _GATHER_S)
+        self._last_arrival = ticket.admitted_at
+        self._mean_gap_s += _GAP_SMOOTHING * (gap_s - self._mean_gap_s)
         if len(self._outgoing) == 1:
-            if self._admitted.requests == 1:
-                self._loop.call_soon(self._flush)
+            if self._mean_gap_s < _DENSE_GAP_S:
+                self._loop.call_later(_GATHER_S, self._flush)
             else:
-                self._loop.call_later(0.004, self._flush)
+                self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         if self._outgoing:
@@ -198,27 +209,18 @@ class Pipeline:
     def _enter(self, ticket: Ticket) -> None:
         self._tickets.add(ticket)
         self._admitted.requests += 1
-        self._admitted.texts += ticket.task.count
+        self._admitted.texts += ticket.task.text_count
         self._admitted.size_bytes += ticket.task.size_bytes
 
     def _leave(self, ticket: Ticket) -> None:
         """Undoes `_enter`; work that is left of a request which did not succeed is dropped at once."""
         self._tickets.discard(ticket)
         self._admitted.requests -= 1
-        self._admitted.texts -= ticket.task.count
+        self._admitted.texts -= ticket.task.text_count
         self._admitted.size_bytes -= ticket.task.size_bytes
         if not ticket.is_complete:
             ticket.abandoned = True
             self._batcher.discard_abandoned()
-
-    def _observe(self, ticket: Ticket) -> None:
-        metrics = self._metrics
-        metrics.tokenize_duration_s.observe(ticket.tokenize_s)
-        metrics.queue_duration_s.observe(ticket.queue_s)
-        metrics.texts.inc(ticket.task.count)
-        metrics.tokens.inc(ticket.tokens)
-        if ticket.task.truncation is not Truncation.ERROR:
-            metrics.truncated_texts.inc(int(ticket.truncated.sum()))
 
     def _fail_from_thread(self, ticket: Ticket, error: TrivecError) -> None:
         self._loop.call_soon_threadsafe(_fail, ticket, error)

@@ -1,7 +1,6 @@
 """Dividing a large task into portions, so that only a bounded amount of results is held at a time."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from trivec_server.serving.pipeline import Pipeline
 from trivec_server.serving.request import EmbedResult, EmbedTask, Timings
@@ -14,7 +13,7 @@ def estimated_result_bytes(task: EmbedTask, pipeline: Pipeline, max_tokens: int)
     """About what the result takes, before anything is tokenized: a text has hardly more tokens than characters."""
     limit = task.max_tokens or max_tokens
     tokens = sum(min(len(sequence) + _EXTRA_TOKENS, limit) for sequence in task.texts or task.token_ids)
-    return pipeline.result_bytes(task, task.count, tokens)
+    return pipeline.result_bytes(task, task.text_count, tokens)
 
 
 def portions(task: EmbedTask, pipeline: Pipeline, max_tokens: int, max_bytes: int) -> Iterator[tuple[int, EmbedTask]]:
@@ -35,16 +34,15 @@ def portions(task: EmbedTask, pipeline: Pipeline, max_tokens: int, max_bytes: in
 
 
 def _portion(task: EmbedTask, start: int, end: int) -> EmbedTask:
-    if start == 0 and end == task.count:
+    if start == 0 and end == task.text_count:
         return task
     kinds = task.input_types
-    return replace(
-        task,
+    return task._replace(
         texts=task.texts[start:end],
         token_ids=task.token_ids[start:end],
         input_types=kinds if isinstance(kinds, InputType) else kinds[start:end],
         fields=[task.field(index) for index in range(start, end)],
-        size_bytes=task.size_bytes * (end - start) // task.count,
+        size_bytes=task.size_bytes * (end - start) // task.text_count,
     )
 
 
@@ -58,8 +56,8 @@ class Totals:
 
     def add(self, result: EmbedResult) -> None:
         """Takes in one portion."""
-        self.tokens += int(result.lengths.sum())
-        self.truncated_texts += int(result.truncated.sum())
+        self.tokens += result.token_count
+        self.truncated_texts += result.truncated_count
         old, new = self.timings, result.timings
         self.timings = Timings(
             tokenize_us=max(old.tokenize_us, new.tokenize_us),

@@ -1,8 +1,13 @@
-"""One Embed request in the domain's own terms, and what comes of it."""
+"""
+One Embed request in the domain's own terms, and what comes of it.
+
+The values that every request makes are named tuples: immutable as frozen dataclasses are, and made in a third of the
+time.
+"""
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +26,7 @@ class VectorEncoding(enum.Enum):
     BINARY = enum.auto()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedTask:
+class EmbedTask(NamedTuple):
     """
     Texts, or token ids already made, to be embedded by one model version. Exactly one of `texts` and `token_ids` is
     not empty. `max_tokens` None: the model's. `priority` 0: the model's default level. `deadline` is an instant of
@@ -45,7 +49,7 @@ class EmbedTask:
     max_result_bytes: int | None = None
 
     @property
-    def count(self) -> int:
+    def text_count(self) -> int:
         """The number of texts."""
         return len(self.texts) or len(self.token_ids)
 
@@ -62,16 +66,14 @@ class EmbedTask:
         return f"{'texts' if self.texts else 'token_ids'}[{index}]"
 
 
-@dataclass(frozen=True, slots=True)
-class SparseRow:
+class SparseRow(NamedTuple):
     """One text's lexical weights: `ids` uint32 [K] ascending and unique, `weights` float32 [K] above zero."""
 
     ids: NDArray[np.uint32]
     weights: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
+class Timings(NamedTuple):
     """Durations in microseconds, as in `Timings` of `embedding.proto`."""
 
     tokenize_us: int
@@ -79,16 +81,17 @@ class Timings:
     compute_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedResult:
+class EmbedResult(NamedTuple):
     """
-    The embeddings of one task with B texts. `lengths` int64 [B] and `truncated` bool [B] are per text; `dense` is
-    float32 [B, D]; `sparse` and `multi_vector` hold B entries, the latter float32 [length - 1, D]. A part that was
-    not asked for is None.
+    The embeddings of one task with B texts. `lengths` int64 [B] and `truncated` bool [B] are per text, `token_count`
+    and `truncated_count` their sums. `dense` is float32 [B, D]; `sparse` and `multi_vector` hold B entries, the latter
+    float32 [length - 1, D]. A part that was not asked for is None.
     """
 
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+    token_count: int
+    truncated_count: int
     dense: NDArray[np.float32] | None
     sparse: Sequence[SparseRow] | None
     multi_vector: Sequence[NDArray[np.float32]] | None

@@ -16,14 +16,14 @@ class Ticket:
     """
     One admitted request.
 
-    The event loop makes it and awaits `future`. Whichever thread tokenizes fills `lengths`, `truncated` and `tokens`; the engines'
-    threads fill in the results, under the ticket's own lock since its rows may run on several engines at once.
+    The event loop makes it and awaits `future`. Whichever thread tokenizes fills `lengths`, `truncated` and their sums;
+    the engines' threads fill in the results, under the ticket's own lock since its rows may run on several engines at
+    once.
     `abandoned` is set when nobody awaits the result any more: every stage drops an abandoned ticket's work when it
     meets it.
     """
 
     __slots__ = (
-        "_admitted_at",
         "_compute_s",
         "_dense",
         "_lock",
@@ -32,6 +32,7 @@ class Ticket:
         "_remaining",
         "_sparse",
         "abandoned",
+        "admitted_at",
         "delay_s",
         "future",
         "lengths",
@@ -41,6 +42,7 @@ class Ticket:
         "tokenized_at",
         "tokens",
         "truncated",
+        "truncated_count",
     )
 
     def __init__(self, task: EmbedTask, level: int, future: asyncio.Future[None]) -> None:
@@ -50,19 +52,20 @@ class Ticket:
         self.abandoned = False
         self.started = False
         self.delay_s: float | None = None
-        self.lengths: NDArray[np.int64] = np.zeros(task.count, np.int64)
-        self.truncated: NDArray[np.bool_] = np.zeros(task.count, np.bool_)
+        self.lengths: NDArray[np.int64] = np.zeros(task.text_count, np.int64)
+        self.truncated: NDArray[np.bool_] = np.zeros(task.text_count, np.bool_)
         self.tokens = 0
+        self.truncated_count = 0
         self.tokenized_at = 0.0
         self._lock = threading.Lock()
-        self._admitted_at = time.monotonic()
+        self.admitted_at = time.monotonic()
         self._queue_s = 0.0
         self._compute_s = 0.0
-        self._remaining = task.count
+        self._remaining = task.text_count
         self._dense: NDArray[np.float32] | None = None
-        self._sparse: list[SparseRow | None] | None = [None] * task.count if Mode.SPARSE in task.modes else None
+        self._sparse: list[SparseRow | None] | None = [None] * task.text_count if Mode.SPARSE in task.modes else None
         self._multi_vector: list[NDArray[np.float32] | None] | None = (
-            [None] * task.count if Mode.MULTI_VECTOR in task.modes else None
+            [None] * task.text_count if Mode.MULTI_VECTOR in task.modes else None
         )
 
     def complete_rows(
@@ -86,12 +89,12 @@ class Ticket:
             return self._remaining == 0
 
     def _place_dense(self, rows: NDArray[np.int64], dense: NDArray[np.float32]) -> None:
-        if len(rows) == self.task.count:
+        if len(rows) == self.task.text_count:
             # All rows in one batch, in order: the batch's own memory serves.
             self._dense = dense
             return
         if self._dense is None:
-            self._dense = np.empty((self.task.count, dense.shape[1]), np.float32)
+            self._dense = np.empty((self.task.text_count, dense.shape[1]), np.float32)
         self._dense[rows] = dense
 
     def record_batch(self, started_at: float, compute_s: float) -> None:
@@ -108,7 +111,7 @@ class Ticket:
     @property
     def tokenize_s(self) -> float:
         """From admission to the last token."""
-        return self.tokenized_at - self._admitted_at
+        return self.tokenized_at - self.admitted_at
 
     @property
     def queue_s(self) -> float:
@@ -120,6 +123,8 @@ class Ticket:
         return EmbedResult(
             lengths=self.lengths,
             truncated=self.truncated,
+            token_count=self.tokens,
+            truncated_count=self.truncated_count,
             dense=self._dense,
             sparse=None if self._sparse is None else [row for row in self._sparse if row is not None],
             multi_vector=None

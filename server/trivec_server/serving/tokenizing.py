@@ -16,6 +16,7 @@ import numpy as np
 
 from trivec_server.errors import ComputeError, InvalidRequest, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
+from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.ticket import Pending, Ticket
 from trivec_server.serving.tokenizer import Tokenizer, truncate
@@ -75,12 +76,12 @@ class Inbox:
             start = progress.done
             if start == 0 and ticket.task.size_bytes + characters <= _ROUND_CHARACTERS:
                 # The common case: all of a small request.
-                progress.done = ticket.task.count
+                progress.done = ticket.task.text_count
                 characters += ticket.task.size_bytes
             else:
                 characters += _advance(progress, _ROUND_CHARACTERS - characters)
             shares.append(Share(ticket, start, progress.done))
-            if progress.done < ticket.task.count:
+            if progress.done < ticket.task.text_count:
                 self._waiting.append(progress)
         return shares
 
@@ -96,6 +97,7 @@ class SliceMaker:
         vocabulary_size: int,
         result_bytes: Callable[[EmbedTask, int, int], int],
         fail: Callable[[Ticket, TrivecError], None],
+        metrics: ModelMetrics,
     ) -> None:
         """`result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, thread-safe."""
         self._tokenizer = tokenizer
@@ -103,11 +105,15 @@ class SliceMaker:
         self._vocabulary_size = vocabulary_size
         self._result_bytes = result_bytes
         self._fail = fail
+        self._metrics = metrics
 
     def make(self, shares: Sequence[Share]) -> list[Pending]:
         """The slices of one round. A request that is at fault fails alone."""
+        started_at = time.monotonic()
         try:
-            return self._make(shares)
+            slices = self._make(shares)
+            self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
+            return slices
         except Exception:  # noqa: BLE001 - concerns these requests only; the thread goes on
             _log.exception("tokenizer failed")
             for share in shares:
@@ -154,6 +160,8 @@ class SliceMaker:
                     )
                 sequences[offset] = truncate(ids, limit, task.truncation)
                 ticket.truncated[index] = True
+                ticket.truncated_count += 1
+                self._metrics.truncated_texts.inc()
         flat = sequences[0] if len(sequences) == 1 else list(chain.from_iterable(sequences))
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         ticket.lengths[share.start : share.end] = lengths
@@ -179,7 +187,7 @@ class SliceMaker:
         task = ticket.task
         if task.max_result_bytes is None:
             return
-        size = self._result_bytes(task, task.count, ticket.tokens)
+        size = self._result_bytes(task, task.text_count, ticket.tokens)
         if size > task.max_result_bytes:
             raise ResponseTooLarge(
                 f"the response would have about {size:,} bytes, more than the {task.max_result_bytes:,} allowed; send "
@@ -198,7 +206,7 @@ def _advance(progress: _Progress, characters: int) -> int:
     sequences = task.texts or task.token_ids
     taken = len(sequences[progress.done])
     progress.done += 1
-    while progress.done < task.count and taken < characters:
+    while progress.done < task.text_count and taken < characters:
         taken += len(sequences[progress.done])
         progress.done += 1
     return taken

@@ -37,7 +37,9 @@ class WordCache:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, not truncated."""
-        found = [self._look_up(text) for text in texts] if self._splits_words else [None] * len(texts)
+        found: list[list[int] | None] = [None] * len(texts)
+        if self._splits_words:
+            found = [self._look_up(text) for text in texts]
         missing = [index for index, ids in enumerate(found) if ids is None]
         if missing:
             words = self._unknown_words([texts[index] for index in missing])

@@ -1,11 +1,10 @@
-"""What responses say besides embeddings: the `Model` message, and the common fields of an EmbedResponse."""
+"""A version's record as the `Model` message of GetModel and ListModels."""
 
 from trivec.v1 import embedding_pb2 as pb
 
 from trivec_server.repository.registry import State, VersionRecord
-from trivec_server.serving.portions import Totals
 from trivec_server.settings import Limits
-from trivec_server.types import Mode, ModelVersion
+from trivec_server.types import Mode
 
 _STATES = {
     State.LOADING: pb.MODEL_STATE_LOADING,
@@ -62,20 +61,3 @@ def describe_version(record: VersionRecord, limits: Limits) -> pb.Model:
         )
     )
     return model
-
-
-def response_fields(key: ModelVersion, request_id: str, totals: Totals | None) -> pb.EmbedResponse:
-    """An EmbedResponse with everything but its embeddings; usage and timings only where `totals` are given."""
-    if totals is None:
-        return pb.EmbedResponse(model=key.name, version=key.version, request_id=request_id)
-    return pb.EmbedResponse(
-        model=key.name,
-        version=key.version,
-        request_id=request_id,
-        usage=pb.TokenUsage(total_tokens=totals.tokens, truncated_texts=totals.truncated_texts),
-        timings=pb.Timings(
-            tokenize_us=totals.timings.tokenize_us,
-            queue_us=totals.timings.queue_us,
-            compute_us=totals.timings.compute_us,
-        ),
-    )

@@ -14,8 +14,8 @@ from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, unary
-from trivec_server.transport.describe import describe_version, response_fields
-from trivec_server.transport.render import render_embeddings
+from trivec_server.transport.describe import describe_version
+from trivec_server.transport.render import render_embeddings, render_response
 from trivec_server.transport.stream import EmbedStream
 from trivec_server.types import InputType, Truncation
 
@@ -67,10 +67,10 @@ class EmbeddingService:
         totals.add(result)
 
         def render() -> bytes:
-            fields = response_fields(ready.key, call.request_id, totals).SerializeToString()
-            return b"".join([fields, *render_embeddings(result, options, ready.loaded.tokenizer)])
+            embeddings = render_embeddings(result, options, ready.loaded.tokenizer)
+            return b"".join(render_response(ready.key, call.request_id, totals, embeddings))
 
-        size = ready.pipeline.result_bytes(task, task.count, totals.tokens)
+        size = ready.pipeline.result_bytes(task, task.text_count, totals.tokens)
         return render() if size < _RENDER_ON_THREAD_BYTES else await asyncio.to_thread(render)
 
     async def score(self, raw: bytes, call: Call) -> bytes:
@@ -84,13 +84,16 @@ class EmbeddingService:
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
         weights = parse.parse_score_weights(message, ready.loaded.settings.score_weights)
         scored = await score_task(ready.pipeline, task, ready.loaded.max_tokens, weights, top_k=message.top_k)
-        fields = response_fields(ready.key, call.request_id, scored.totals)
         response = pb.ScoreResponse(
-            model=fields.model,
-            version=fields.version,
+            model=ready.key.name,
+            version=ready.key.version,
             weights=pb.ScoreWeights(dense=weights.dense, sparse=weights.sparse, multi_vector=weights.multi_vector),
-            usage=fields.usage,
-            timings=fields.timings,
+            usage=pb.TokenUsage(total_tokens=scored.totals.tokens, truncated_texts=scored.totals.truncated_texts),
+            timings=pb.Timings(
+                tokenize_us=scored.totals.timings.tokenize_us,
+                queue_us=scored.totals.timings.queue_us,
+                compute_us=scored.totals.timings.compute_us,
+            ),
             query_truncated=scored.query_truncated,
             request_id=call.request_id,
         )

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from trivec.v1 import embedding_pb2 as pb
@@ -50,8 +49,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 ValueT = TypeVar("ValueT")
 
 
-@dataclass(frozen=True, slots=True)
-class OutputOptions:
+class OutputOptions(NamedTuple):
     """How a response is written, beyond the task itself."""
 
     encoding: VectorEncoding

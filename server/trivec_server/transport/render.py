@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from trivec.v1 import embedding_pb2 as pb
 
 from trivec_server.serving.encode import bytes_per_row, pack, prune
+from trivec_server.serving.portions import Totals
 from trivec_server.serving.request import EmbedResult, SparseRow, VectorEncoding
 from trivec_server.serving.tokenizer import Tokenizer
 from trivec_server.transport.parse import OutputOptions
+from trivec_server.types import ModelVersion
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -28,6 +30,7 @@ _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 _VARINT_WIDTH = 5
 _ID_VARINT_WIDTH = 3
 _COUNT_WIDTH = 4
+_FLOAT32_ENCODINGS = (VectorEncoding.FLOAT_LIST, VectorEncoding.FLOAT32)
 _MIN_ARRAY_TEXTS = 8
 _MAX_SHORT_ID = 1 << (7 * _ID_VARINT_WIDTH)
 _BYTES_PER_SPARSE_ENTRY = 8
@@ -85,6 +88,12 @@ _SPARSE_WEIGHTS_TAG = _tag(_SPARSE, "weights", _LENGTH_DELIMITED)
 _SPARSE_TOKENS_TAG = _tag(_SPARSE, "tokens", _LENGTH_DELIMITED)
 _DENSE_SCALE_TAG = _tag(pb.DenseVector.DESCRIPTOR, "scale", _FIXED32)
 _MULTI_VECTOR_SCALES_TAG = _tag(pb.MultiVector.DESCRIPTOR, "scales", _LENGTH_DELIMITED)
+_RESPONSE = pb.EmbedResponse.DESCRIPTOR
+_REQUEST_ID_TAG = _tag(_RESPONSE, "request_id", _LENGTH_DELIMITED)
+_USAGE_TAG = _tag(_RESPONSE, "usage", _LENGTH_DELIMITED)
+_TIMINGS_TAG = _tag(_RESPONSE, "timings", _LENGTH_DELIMITED)
+_USAGE_TAGS = [_tag(pb.TokenUsage.DESCRIPTOR, name, _VARINT) for name in ("total_tokens", "truncated_texts")]
+_TIMINGS_TAGS = [_tag(pb.Timings.DESCRIPTOR, name, _VARINT) for name in ("tokenize_us", "queue_us", "compute_us")]
 _INDEX_AT = len(_EMBEDDINGS_TAG) + _VARINT_WIDTH + len(_INDEX_TAG)
 _TOKEN_COUNT_AT = _INDEX_AT + _COUNT_WIDTH + len(_TOKEN_COUNT_TAG)
 _TRUNCATED_AT = _TOKEN_COUNT_AT + _COUNT_WIDTH + len(_TRUNCATED_TAG)
@@ -129,6 +138,33 @@ def render_embeddings(
             fields += _multi_vector_field(result.multi_vector[index], part, options.encoding)
         buffers += _delimited(_EMBEDDINGS_TAG, fields)
     return buffers
+
+
+def render_response(
+    key: ModelVersion, request_id: str, totals: Totals | None, embeddings: Sequence[Buffer]
+) -> list[Buffer]:
+    """An EmbedResponse around its rendered embeddings; usage and timings only where `totals` are given."""
+    head = _response_head(key.name, key.version) + _string_field(_REQUEST_ID_TAG, request_id)
+    if totals is not None:
+        timings = totals.timings
+        usage = _varint_fields(_USAGE_TAGS, (totals.tokens, totals.truncated_texts))
+        times = _varint_fields(_TIMINGS_TAGS, (timings.tokenize_us, timings.queue_us, timings.compute_us))
+        head += _USAGE_TAG + varint(len(usage)) + usage + _TIMINGS_TAG + varint(len(times)) + times
+    return [head, *embeddings]
+
+
+@lru_cache(maxsize=256)
+def _response_head(name: str, version: int) -> bytes:
+    return pb.EmbedResponse(model=name, version=version).SerializeToString()
+
+
+def _string_field(tag: bytes, value: str) -> bytes:
+    encoded = value.encode()
+    return tag + varint(len(encoded)) + encoded
+
+
+def _varint_fields(tags: Sequence[bytes], values: Sequence[int]) -> bytes:
+    return b"".join([tag + varint(value) for tag, value in zip(tags, values, strict=True)])
 
 
 def render_stream_message(request_id_of_stream: str, response: Sequence[Buffer], *, final: bool) -> bytes:
@@ -186,7 +222,7 @@ def _padded_varints(values: NDArray[np.integer], width: int) -> NDArray[np.uint8
     Varints of constant width, uint8 [..., width]: padded with continuation bytes, which the encoding allows (up to ten
     bytes) and which lets a whole array be written at once.
     """
-    columns = values[..., None] >> _SHIFTS[:width] & 0x7F | _CONTINUED[-width:]
+    columns: NDArray[np.int64] = values[..., None] >> _SHIFTS[:width] & 0x7F | _CONTINUED[-width:]
     return columns.astype(np.uint8)
 
 
@@ -211,13 +247,9 @@ class _DenseFields:
     """The field `dense` of every text of a result: all the same but for the payload, and with INT8 the scale."""
 
     def __init__(self, dense: NDArray[np.float32], encoding: VectorEncoding) -> None:
-        packed = pack(dense, encoding)
-        self._width = packed.data.shape[1]
-        self._payloads = packed.data.reshape(-1).data
-        self._scales = None if packed.scales is None else packed.scales.tolist()
-        header = _vector_header("DenseVector", (("dimension", dense.shape[1]),), encoding, self._width)
-        size = len(header) + self._width + (0 if self._scales is None else len(_DENSE_SCALE_TAG) + 4)
-        self._prefix = _DENSE_TAG + varint(size) + header
+        self._payloads, scales = _payload(dense, encoding)
+        self._scales = None if scales is None else scales.tolist()
+        self._prefix, self._width = _dense_prefix(dense.shape[1], encoding, scales is not None)
 
     def field(self, index: int) -> list[Buffer]:
         """The buffers of one text's field."""
@@ -225,6 +257,23 @@ class _DenseFields:
         if self._scales is None:
             return [self._prefix, payload]
         return [self._prefix, payload, _DENSE_SCALE_TAG + struct.pack("<f", self._scales[index])]
+
+
+@lru_cache(maxsize=256)
+def _dense_prefix(dimension: int, encoding: VectorEncoding, has_scale: bool) -> tuple[bytes, int]:
+    """All of the field `dense` before its payload, and the payload's bytes; a scale comes after it."""
+    payload = bytes_per_row(dimension, encoding)
+    header = _vector_header("DenseVector", (("dimension", dimension),), encoding, payload)
+    size = len(header) + payload + (len(_DENSE_SCALE_TAG) + 4 if has_scale else 0)
+    return _DENSE_TAG + varint(size) + header, payload
+
+
+def _payload(vectors: NDArray[np.float32], encoding: VectorEncoding) -> tuple[memoryview, NDArray[np.float32] | None]:
+    """All rows packed, as bytes, and the scales of INT8. float32 rows that lie together are not copied."""
+    if encoding in _FLOAT32_ENCODINGS and vectors.flags.c_contiguous:
+        return vectors.data.cast("B"), None
+    packed = pack(vectors, encoding)
+    return packed.data.reshape(-1).data, packed.scales
 
 
 def _render_dense_only(
@@ -242,9 +291,7 @@ def _render_dense_only(
     out = np.empty((len(dense), scale_at + (0 if packed.scales is None else 4)), np.uint8)
     out[:, :data_at] = np.frombuffer(prefix, np.uint8)
     out[:, _INDEX_AT : _INDEX_AT + _COUNT_WIDTH] = _padded_varints(np.arange(first, last) + first_index, _COUNT_WIDTH)
-    out[:, _TOKEN_COUNT_AT : _TOKEN_COUNT_AT + _COUNT_WIDTH] = _padded_varints(
-        result.lengths[first:last], _COUNT_WIDTH
-    )
+    out[:, _TOKEN_COUNT_AT : _TOKEN_COUNT_AT + _COUNT_WIDTH] = _padded_varints(result.lengths[first:last], _COUNT_WIDTH)
     out[:, _TRUNCATED_AT] = result.truncated[first:last]
     out[:, data_at : data_at + packed.data.shape[1]] = packed.data
     if packed.scales is not None:
@@ -287,13 +334,10 @@ def _sparse_field(row: SparseRow, tokens: Sequence[str]) -> list[Buffer]:
 def _multi_vector_field(vectors: NDArray[np.float32], part: Part, encoding: VectorEncoding) -> list[Buffer]:
     """The field `multi_vector` with the rows of one part."""
     rows, dimension = part.rows, vectors.shape[1]
-    packed = pack(vectors[part.first_row : part.first_row + rows], encoding)
+    payload, scales = _payload(vectors[part.first_row : part.first_row + rows], encoding)
     numbers = (("rows", rows), ("dimension", dimension), ("first_row", part.first_row), ("total_rows", len(vectors)))
-    header = _vector_header("MultiVector", numbers, encoding, packed.data.size)
-    fields: list[Buffer] = [header, packed.data.reshape(-1).data]
-    if packed.scales is not None:
-        fields += [
-            _MULTI_VECTOR_SCALES_TAG + varint(packed.scales.nbytes),
-            struct.pack(f"<{rows}f", *packed.scales.tolist()),
-        ]
+    header = _vector_header("MultiVector", numbers, encoding, len(payload))
+    fields: list[Buffer] = [header, payload]
+    if scales is not None:
+        fields += [_MULTI_VECTOR_SCALES_TAG + varint(scales.nbytes), scales.tobytes()]
     return _delimited(_MULTI_VECTOR_TAG, fields)

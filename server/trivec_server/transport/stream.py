@@ -21,8 +21,7 @@ from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, Context
-from trivec_server.transport.describe import response_fields
-from trivec_server.transport.render import Buffer, render_embeddings, render_stream_message, split_parts
+from trivec_server.transport.render import render_embeddings, render_response, render_stream_message, split_parts
 from trivec_server.transport.utf8 import read_string
 
 _MAX_ID_BYTES = 128
@@ -214,11 +213,10 @@ class _StreamMessage:
         messages = list(split_parts(result, options, self._chunk_bytes))
         for number, parts in enumerate(messages):
             is_last = total is not None and number == len(messages) - 1
-            fields = response_fields(ready.key, self._call.request_id, total if is_last else None)
-            buffers: list[Buffer] = [fields.SerializeToString()]
-            buffers += render_embeddings(result, options, ready.loaded.tokenizer, parts, first_index=first_index)
+            embeddings = render_embeddings(result, options, ready.loaded.tokenizer, parts, first_index=first_index)
+            response = render_response(ready.key, self._call.request_id, total if is_last else None, embeddings)
             async with self._writing:
-                await self._context.write(render_stream_message(self._id, buffers, final=is_last))
+                await self._context.write(render_stream_message(self._id, response, final=is_last))
 
     async def _write_error(self, status: status_pb2.Status) -> None:
         response = pb.EmbedStreamResponse(id=self._id, error=status, final=True)
