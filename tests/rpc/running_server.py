@@ -1,7 +1,7 @@
 """A whole server in this process, on a free port, with the scripted engine: registry, pipeline, real grpc.aio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
 from trivec_server.metrics import Metrics
 from trivec_server.repository.registry import Registry
 from trivec_server.serving.pipeline import Pipeline
@@ -48,25 +49,44 @@ class RunningServer:
 
 @asynccontextmanager
 async def running_server(
-    repository: Path, script: Script, *, limits: Limits | None = None, default_model: str | None = None
+    repository: Path,
+    script: Script | Mapping[str, Script],
+    *,
+    limits: Limits | None = None,
+    default_model: str | None = None,
 ) -> AsyncIterator[RunningServer]:
-    """Serves the repository's models until the block ends; then stops as the real server does."""
+    """
+    Serves the repository's models until the block ends; then stops as the real server does.
+
+    `script` is that of every engine, or each model's own.
+    """
     settings = ServeSettings(model_repository=repository, grpc_port=0, default_model=default_model)
     settings = replace(settings, limits=limits or Limits())
     metrics = Metrics()
-    registry = Registry(settings, metrics, {"scripted": script.build})
+    registry = Registry(settings, metrics, {"scripted": scripted(script)})
     listener = Listener(settings, registry, metrics)
     port = await listener.start()
     await registry.load(registry.scan())
     for record in registry.records():
         await listener.announce(record)
-    script.forget()
+    for each in [script] if isinstance(script, Script) else script.values():
+        each.forget()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield RunningServer(f"127.0.0.1:{port}", channel, registry, metrics, listener)
     finally:
         await listener.stop(5)
         await registry.close()
+
+
+def scripted(script: Script | Mapping[str, Script]) -> EngineFactory:
+    """The engine `scripted`, with one script or each model's own."""
+
+    def build(request: EngineRequest) -> Engine:
+        chosen = script if isinstance(script, Script) else script[request.version_dir.parent.name]
+        return chosen.build(request)
+
+    return build
 
 
 async def until(condition: Callable[[], bool]) -> None:
