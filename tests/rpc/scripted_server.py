@@ -199,7 +199,8 @@ class Script(embedding_pb2_grpc.EmbeddingServiceServicer):
         self.gate.set()
 
     async def until_running(self, count: int) -> None:
-        async with self.changed:
+        """Waits until so many calls are under way; a test that would wait forever fails instead."""
+        async with asyncio.timeout(30), self.changed:
             await self.changed.wait_for(lambda: self.running == count)
 
     @asynccontextmanager

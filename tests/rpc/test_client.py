@@ -10,6 +10,18 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
+from trivec.v1 import embedding_pb2 as pb
+from trivec_client import (
+    AsyncTrivecClient,
+    MalformedResponseError,
+    MissingExtraError,
+    NotFoundError,
+    ServingStatus,
+    Tls,
+    TrivecClient,
+    TrivecClientError,
+    UnavailableError,
+)
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.scripted_server import (
@@ -23,18 +35,6 @@ from tests.rpc.scripted_server import (
     serve,
     token_count,
     weights_of,
-)
-from trivec.v1 import embedding_pb2 as pb
-from trivec_client import (
-    AsyncTrivecClient,
-    MalformedResponseError,
-    MissingExtraError,
-    NotFoundError,
-    ServingStatus,
-    Tls,
-    TrivecClient,
-    TrivecClientError,
-    UnavailableError,
 )
 
 TEXTS = ["人工智能", "vector search", "", "😀 emoji", "a", "Пошук"]
@@ -430,9 +430,7 @@ async def test_compute_score_asks_once_for_a_run_of_one_query(client: AnyClient,
 async def test_compute_score_with_two_lengths_gives_the_same_numbers(client: AnyClient, script: Script) -> None:
     one = await client.call("compute_score", PAIRS, weights_for_different_modes=[0.4, 0.2, 0.4])
     script.requests.clear()
-    two = await client.call(
-        "compute_score", PAIRS, max_passage_length=128, weights_for_different_modes=[0.4, 0.2, 0.4]
-    )
+    two = await client.call("compute_score", PAIRS, max_passage_length=128, weights_for_different_modes=[0.4, 0.2, 0.4])
     assert {request.max_tokens for request in script.requests} == {512, 128}  # type: ignore[attr-defined]
     for key in KEYS:
         assert two[key] == pytest.approx(one[key], abs=1e-6)
@@ -568,4 +566,4 @@ def test_the_client_needs_nothing_but_the_base_install() -> None:
 def test_settings_that_cannot_be_right_are_refused(client_class: type[TrivecClient]) -> None:
     for setting in ({"batch_size": 0}, {"max_in_flight": 0}, {"timeout_s": 0.0}):
         with pytest.raises(ValueError, match=next(iter(setting))):
-            client_class(**setting)  # type: ignore[arg-type]
+            client_class(**setting)

@@ -13,9 +13,6 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import status_pb2
-
-from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
-from tests.rpc.scripted_server import Ending, Failure, Script, dense_of, overloaded, rows_of, serve, unavailable
 from trivec.v1 import embedding_pb2 as pb
 from trivec_client import (
     DeadlineExceededError,
@@ -26,6 +23,9 @@ from trivec_client import (
     UnavailableError,
 )
 from trivec_client.errors import STATUS_DETAILS_KEY
+
+from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
+from tests.rpc.scripted_server import Ending, Failure, Script, dense_of, overloaded, rows_of, serve, unavailable
 
 
 @dataclass
@@ -215,9 +215,7 @@ async def test_a_deadline_in_encode_stream_is_each_requests_own(
     assert sum(clock.waits_s) == pytest.approx(24)
 
 
-async def test_an_answer_that_does_not_come_is_a_deadline_exceeded(
-    kind: Kind, target: str, script: Script
-) -> None:
+async def test_an_answer_that_does_not_come_is_a_deadline_exceeded(kind: Kind, target: str, script: Script) -> None:
     script.gate.clear()
     async with connect(kind, target) as client:
         with pytest.raises(DeadlineExceededError, match=f"DEADLINE_EXCEEDED: {target}: "):
@@ -243,9 +241,7 @@ async def test_only_unfinished_requests_are_sent_again(kind: Kind, target: str, 
     assert sent == ["one", "two", "two", "three"]
 
 
-async def test_a_stream_without_its_end_is_sent_again(
-    client: AnyClient, script: Script, clock: JumpingClock
-) -> None:
+async def test_a_stream_without_its_end_is_sent_again(client: AnyClient, script: Script, clock: JumpingClock) -> None:
     script.failures.append(Ending(after_messages=2))
     output = await client.call("encode", "a text", **STREAMED)
     np.testing.assert_array_equal(output["colbert_vecs"], rows_of("a text"))
@@ -297,6 +293,25 @@ async def test_a_failure_ends_the_other_requests_of_the_call(kind: Kind) -> None
             await client.call("encode", ["bad", "a", "b"])
         await script.until_running(0)
     assert script.cancelled == 2
+
+
+@pytest.mark.parametrize("flags", [{}, STREAMED])
+async def test_closing_the_client_ends_calls_under_way(
+    kind: Kind, target: str, script: Script, flags: dict[str, bool]
+) -> None:
+    script.gate.clear()
+    async with connect(kind, target) as client:
+        encoding = asyncio.create_task(client.call("encode", "a", **flags))
+        await script.until_running(1)
+    with pytest.raises(TrivecClientError, match="CANCELLED"):
+        await encoding
+
+
+async def test_a_closed_client_says_so(kind: Kind, target: str) -> None:
+    async with connect(kind, target) as client:
+        await client.call("encode", "a")
+    with pytest.raises(ValueError, match="the client is closed"):
+        await client.call("encode", "a")
 
 
 @pytest.mark.parametrize("details", [b"\xff\xff", status_pb2.Status(code=3, message="other").SerializeToString()])

@@ -115,7 +115,7 @@ class AsyncTrivecClient:
     ) -> None:
         await self.close()
 
-    async def encode(  # noqa: PLR0917 - the reference's signature
+    async def encode(
         self,
         sentences: str | Sequence[str],
         batch_size: int | None = None,
@@ -148,7 +148,7 @@ class AsyncTrivecClient:
         dimension = 0 if len(texts) else (await self._served_model(deadline_s)).dense_dimension
         return collector.output(single=single, dense_dimension=dimension)
 
-    async def encode_queries(  # noqa: PLR0917 - the reference's signature
+    async def encode_queries(
         self,
         queries: str | Sequence[str],
         batch_size: int | None = None,
@@ -171,7 +171,7 @@ class AsyncTrivecClient:
             timeout_s=timeout_s,
         )
 
-    async def encode_corpus(  # noqa: PLR0917 - the reference's signature
+    async def encode_corpus(
         self,
         corpus: str | Sequence[str],
         batch_size: int | None = None,

@@ -21,6 +21,8 @@ from trivec_client.retry import Attempts
 Deadline = Callable[[], float | None]
 """When a request that begins now must be done, on the client's clock; None: never."""
 
+_WAIT_TURN_S = 0.2
+
 _Call = TypeVar("_Call", bound=grpc.RpcContext)
 
 
@@ -73,25 +75,46 @@ class BlockingRunner:
             Rpc.LIST_MODELS: stub.ListModels,
         }
         self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="trivec-client-main")
+        self._closed = False
         self._metadata = tuple(settings.metadata)
 
     def close(self) -> None:
         """Ends the connection and what is under way on it."""
+        self._closed = True
         self._channel.close()
+        self._worker.shutdown()
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
         """The instant that is `timeout_s`, or else the client's own timeout, from now."""
         limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
         return None if limit_s is None else self._clock.now_s() + limit_s
 
-    def run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls | None = None) -> Result:
+    def run(self, job: Job[Any, Result], deadline_s: float | None) -> Result:
         """
         Sends a request until it is answered.
 
         Raises:
             TrivecClientError: it failed in a way that another try does not mend, or no more tries are allowed.
         """
-        running = running or RunningCalls()
+        return self._off_main_thread(lambda running: self._run(job, deadline_s, running))
+
+    def _off_main_thread(self, work: Callable[[RunningCalls], Result]) -> Result:
+        """
+        Does the work, not on the main thread: there a Ctrl-C may strike inside gRPC between the begin of a call and
+        the thread that is to attend to it, and then closing the channel waits for ever (grpc 1.85).
+        """
+        if self._closed:
+            raise ValueError("the client is closed")
+        running = RunningCalls()
+        if threading.current_thread() is not threading.main_thread():
+            return work(running)
+        try:
+            return _wait_for({self._worker.submit(work, running)}).pop().result()
+        finally:
+            running.interrupt()
+
+    def _run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls) -> Result:
         attempts = Attempts(
             self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
         )
@@ -147,7 +170,7 @@ class BlockingRunner:
         with ThreadPoolExecutor(limit, thread_name_prefix="trivec-client") as threads:
             try:
                 for job in jobs:
-                    pending.append(threads.submit(self.run, job, deadline(), running))
+                    pending.append(threads.submit(self._run, job, deadline(), running))
                     if len(pending) == limit:
                         yield _take(pending, ordered=ordered).result()
                 while pending:
@@ -165,18 +188,34 @@ class BlockingRunner:
             TrivecClientError: the server cannot be reached, or does not know the service.
         """
         limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
+
+        def check(running: RunningCalls) -> ServingStatus:
+            with running.track(
+                lambda: self._check_health.future(service, timeout=limit_s, metadata=self._metadata)
+            ) as call:
+                return call.result()
+
         try:
-            return self._check_health(service, timeout=limit_s, metadata=self._metadata)
+            return self._off_main_thread(check)
         except grpc.RpcError as error:
             parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
             raise parsed.in_context(request_id="", first_index=0, target=self._settings.target) from error
 
 
 def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:
-    """Removes the next future to wait for: the oldest, or the first that is done."""
-    if ordered:
-        return pending.popleft()
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    """Removes the next future that is done: the oldest, once it is, or the first of all."""
+    done = _wait_for({pending[0]} if ordered else set(pending))
     future = next(each for each in pending if each in done)
     pending.remove(future)
     return future
+
+
+def _wait_for(futures: set[Future[Result]]) -> set[Future[Result]]:
+    """
+    Those that are done, one at least. Waits in short turns: a signal that comes just before an endless wait begins
+    does not end it, and Ctrl-C would have to be given twice.
+    """
+    while True:
+        done, _ = wait(futures, timeout=_WAIT_TURN_S, return_when=FIRST_COMPLETED)
+        if done:
+            return done

@@ -128,7 +128,7 @@ class TrivecClient:
     ) -> None:
         self.close()
 
-    def encode(  # noqa: PLR0917 - the reference's signature
+    def encode(
         self,
         sentences: str | Sequence[str],
         batch_size: int | None = None,
@@ -180,7 +180,7 @@ class TrivecClient:
         dimension = 0 if len(texts) else self._served_model(deadline_s).dense_dimension
         return collector.output(single=single, dense_dimension=dimension)
 
-    def encode_queries(  # noqa: PLR0917 - the reference's signature
+    def encode_queries(
         self,
         queries: str | Sequence[str],
         batch_size: int | None = None,
@@ -203,7 +203,7 @@ class TrivecClient:
             timeout_s=timeout_s,
         )
 
-    def encode_corpus(  # noqa: PLR0917 - the reference's signature
+    def encode_corpus(
         self,
         corpus: str | Sequence[str],
         batch_size: int | None = None,

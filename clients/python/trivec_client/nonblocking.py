@@ -38,10 +38,12 @@ class AsyncRunner:
             Rpc.LIST_MODELS: stub.ListModels,
         }
         self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
+        self._closed = False
         self._metadata = tuple(settings.metadata)
 
     async def close(self) -> None:
         """Ends the connection and what is under way on it."""
+        self._closed = True
         await self._channel.close()
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
@@ -56,6 +58,7 @@ class AsyncRunner:
         Raises:
             TrivecClientError: it failed in a way that another try does not mend, or no more tries are allowed.
         """
+        self._check_open()
         attempts = Attempts(
             self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
         )
@@ -70,6 +73,10 @@ class AsyncRunner:
             raise error.in_context(
                 request_id=job.request_id, first_index=job.first_index, target=self._settings.target
             ) from error.__cause__
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the client is closed")
 
     async def _attempt(self, job: Job[Any, Result], timeout_s: float | None) -> Result:
         assembly = job.assemble()
@@ -86,6 +93,11 @@ class AsyncRunner:
                 assembly.add(await self._methods[job.rpc](job.request, **how))
         except grpc.aio.AioRpcError as error:
             raise parse_rpc_error(error.code(), error.details(), error.trailing_metadata()) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise TrivecClientError(grpc.StatusCode.CANCELLED, "the client was closed") from error
+            raise
         return assembly.finish()
 
     async def run_all(
@@ -115,6 +127,7 @@ class AsyncRunner:
         Raises:
             TrivecClientError: the server cannot be reached, or does not know the service.
         """
+        self._check_open()
         limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
         try:
             return await self._check_health(service, timeout=limit_s, metadata=self._metadata)

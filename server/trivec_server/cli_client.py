@@ -1,0 +1,126 @@
+"""The commands that call a server. They are built on the client library, as users' programs are."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+import click
+from trivec_client import ModelInfo, ServingStatus, TrivecClient
+from trivec_client.records import read_lines
+
+from trivec_server.cli_embed import embed
+from trivec_server.cli_options import CONNECTION_OPTIONS, MODEL_OPTIONS, Line, connected, option, options
+from trivec_server.errors import CommandError
+
+
+def _parse_weights(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if given is None else tuple(float(weight) for weight in given.split(","))
+    except ValueError:
+        raise click.BadParameter("expected three numbers with commas between") from None
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"), required=False)
+@option("--query", "The query.", required=True)
+@option("--passage", "A passage. May be repeated; without it, FILE or standard input.", multiple=True, type=Line())
+@option(
+    "--weights",
+    "DENSE,SPARSE,MULTI_VECTOR: the factors of the weighted sums. [default: the model's]",
+    callback=_parse_weights,
+)
+@option("--top-k", "Only so many passages, best first; 0: all, in order.", type=click.IntRange(min=0), default=0)
+@option("--json", "Write JSON Lines.", is_flag=True)
+@options(MODEL_OPTIONS, CONNECTION_OPTIONS)
+@connected
+def score(client: TrivecClient, **given: Any) -> int:
+    """Score passages against a query: those of --passage, or each line of FILE or of standard input."""
+    if given["passage"] and given["file"]:
+        raise click.UsageError("--passage and FILE exclude each other")
+    file: BinaryIO = given["file"] or sys.stdin.buffer
+    passages = list(given["passage"]) or [record.text for record in read_lines(file, file.name)]
+    if not passages:
+        raise CommandError("no passages: give --passage, or lines in FILE or on standard input")
+    scores = client.score(
+        given["query"],
+        passages,
+        weights=given["weights"],
+        top_k=given["top_k"],
+        max_length=given["max_tokens"] or 0,
+        truncation=given["truncation"],
+    )
+    if given["json"]:
+        for each in scores:
+            click.echo(json.dumps({**asdict(each), "passage": passages[each.index]}, ensure_ascii=False))
+        return 0
+    rows = [
+        (
+            *(f"{number:.4f}" for number in (each.hybrid, each.dense, each.sparse, each.multi_vector)),
+            " ".join(passages[each.index].split()),
+        )
+        for each in scores
+    ]
+    _print_table(("HYBRID", "DENSE", "SPARSE", "MULTI_VECTOR", "PASSAGE"), rows)
+    return 0
+
+
+@click.command()
+@option("--json", "Write JSON Lines, with all there is to know.", is_flag=True)
+@options(CONNECTION_OPTIONS)
+@connected
+def models(client: TrivecClient, **given: Any) -> int:
+    """List the models that the server knows, also those that failed to load, with the reason."""
+    described = client.list_models()
+    if given["json"]:
+        for model in described:
+            click.echo(json.dumps(asdict(model), ensure_ascii=False))
+        return 0
+    header = ("MODEL", "VERSION", "STATE", "ENGINE", "DEVICE", "PRECISION", "DIMENSIONS", "MAX_TOKENS", "MODES", "NOTE")
+    _print_table(header, [_model_row(model) for model in described])
+    return 0
+
+
+def _model_row(model: ModelInfo) -> tuple[str, ...]:
+    if not model.dense_dimension:  # not loaded: nothing is known but why
+        return (model.name, str(model.version), model.state, *["-"] * 6, model.state_reason)
+    return (
+        model.name,
+        str(model.version),
+        model.state,
+        model.engine,
+        model.device,
+        model.precision,
+        f"{model.dense_dimension}/{model.multi_vector_dimension}",
+        str(model.limits.max_tokens),
+        ",".join(model.modes),
+        model.state_reason or ("for demonstration" if model.demonstration else ""),
+    )
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell; the last is not padded."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)][:-1]
+    for row in (header, *rows):
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*padded, row[-1]]).rstrip())
+
+
+@click.command()
+@option(
+    "--service",
+    "What to ask about: empty for the server, trivec.v1.EmbeddingService, or a model's name.",
+    default="",
+    show_default=False,
+)
+@options(CONNECTION_OPTIONS)
+@connected
+def health(client: TrivecClient, **given: Any) -> int:
+    """Ask the server's health service; the exit code is 0 if it is SERVING."""
+    status = client.health(given["service"])
+    click.echo(status.name)
+    return 0 if status is ServingStatus.SERVING else 1
+
+
+COMMANDS: list[click.Command] = [embed, score, models, health]
+"""The commands, for the command line to add."""
