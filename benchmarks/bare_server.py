@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 import grpc
 import numpy as np
 from trivec.v1 import embedding_pb2 as pb
-from trivec.v1 import embedding_pb2_grpc as pb_grpc
 
 DIMENSION = 1024
 STREAM_MESSAGE_BYTES = 1024 * 1024
@@ -19,18 +18,15 @@ STREAM_MESSAGE_BYTES = 1024 * 1024
 _VECTOR = (np.ones(DIMENSION, np.float32) / np.sqrt(np.float32(DIMENSION))).tobytes()
 
 
-class BareEmbedding(pb_grpc.EmbeddingServiceServicer):
-    async def Embed(  # type: ignore[override] # noqa: N802 - gRPC's name
-        self, request: pb.EmbedRequest, _: grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]
-    ) -> pb.EmbedResponse:
-        response = pb.EmbedResponse(model="bare", version=1, request_id="bare")
-        for index in range(len(request.texts)):
-            response.embeddings.add(
-                index=index,
-                token_count=12,
-                dense=pb.DenseVector(dimension=DIMENSION, data=_VECTOR, encoding=pb.VECTOR_ENCODING_FLOAT32),
-            )
-        return response
+async def _embed(request: pb.EmbedRequest, _: object) -> pb.EmbedResponse:
+    response = pb.EmbedResponse(model="bare", version=1, request_id="bare")
+    for index in range(len(request.texts)):
+        response.embeddings.add(
+            index=index,
+            token_count=12,
+            dense=pb.DenseVector(dimension=DIMENSION, data=_VECTOR, encoding=pb.VECTOR_ENCODING_FLOAT32),
+        )
+    return response
 
 
 async def _stream_ready_bytes(requests: AsyncIterator[bytes], _: object) -> AsyncIterator[bytes]:
@@ -42,9 +38,14 @@ async def _stream_ready_bytes(requests: AsyncIterator[bytes], _: object) -> Asyn
 
 async def main() -> None:
     server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
-    pb_grpc.add_EmbeddingServiceServicer_to_server(BareEmbedding(), server)
-    stream = grpc.stream_stream_rpc_method_handler(_stream_ready_bytes)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Bare", {"Stream": stream}),))
+    embed = grpc.unary_unary_rpc_method_handler(_embed, pb.EmbedRequest.FromString, pb.EmbedResponse.SerializeToString)
+    stream: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(_stream_ready_bytes)
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler("trivec.v1.EmbeddingService", {"Embed": embed}),
+            grpc.method_handlers_generic_handler("bare.Bare", {"Stream": stream}),
+        )
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"port {port}", flush=True)

@@ -12,19 +12,21 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
+from trivec.v1 import embedding_pb2 as pb
+from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from trivec_server.backends.interface import TokenBatch
+from trivec_server.logs import configure_logs
+
 from tests.rpc.running_server import RunningServer, running_server
 from tests.scripted_engine import Script, expected_dense, expected_multi_vector, expected_weights
 from tests.small_repository import MAX_TOKENS, make_repository
-from trivec.v1 import embedding_pb2 as pb
-from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
-
-from trivec_server.logs import configure_logs
 
 if TYPE_CHECKING:
     from trivec.v1.embedding_pb2_grpc import EmbeddingServiceAsyncStub
@@ -70,6 +72,10 @@ def check(request: pb.EmbedRequest, embeddings: list[pb.Embedding]) -> None:
 def _same(got: object, expected: "np.typing.NDArray[np.generic]") -> None:
     if not np.array_equal(np.array(got, expected.dtype), expected):
         raise WrongAnswerError("numbers differ")
+
+
+def _compute(busy: threading.Event, _: TokenBatch) -> None:
+    busy.wait(COMPUTE_S)
 
 
 async def unary(stub: "EmbeddingServiceAsyncStub", random: Random, outcomes: Counter[str]) -> None:
@@ -127,7 +133,7 @@ async def run(requests: int, seed: int) -> bool:
     random = Random(seed)  # noqa: S311 - chaos, not secrets
     # The engine takes its time, so that there is a queue to be cancelled out of.
     busy = threading.Event()
-    script = Script(before_run=lambda _: busy.wait(COMPUTE_S) and None)
+    script = Script(before_run=partial(_compute, busy))
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         repository = make_repository(Path(folder) / "models", config=_CONFIG)
@@ -167,7 +173,7 @@ async def leftovers(
     for _ in range(_LEFTOVER_LOOKS):
         # One task of gRPC's own always waits for the next call.
         tasks = {task for task in asyncio.all_tasks() - before if "AioServer._request_call" not in repr(task)}
-        tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        tasks -= {asyncio.current_task()}
         if not (tasks or pipeline.pending_requests or pipeline.queued_tokens):
             break
         # The engine's current batch and the handlers of ended calls have to come to their ends.

@@ -17,14 +17,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import grpc
 import numpy as np
 import psutil
 from trivec.v1 import embedding_pb2 as pb
+from trivec_server.repository.mini_file import MiniFile, find_mini_file
 
 IN_FLIGHT = 32
+REQUESTS = 500
+TEXT_WORDS = 8
 STREAM_TEXTS = 24
 STREAM_TEXT_TOKENS = 1000
 STREAM_REQUESTS = 4
@@ -60,10 +64,8 @@ class ServerProcess:
 @contextmanager
 def server_process(core: int, *arguments: str) -> Iterator[ServerProcess]:
     """A server pinned to one core; its first line is `port N`."""
-    command = [sys.executable, "-m", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {core})
-    ) as process:
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "-m", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         words = process.stdout.readline().split()
         if not words:
@@ -74,21 +76,37 @@ def server_process(core: int, *arguments: str) -> Iterator[ServerProcess]:
             process.terminate()
 
 
-def embed_request(texts: int) -> bytes:
-    """A request of short texts (about 12 tokens), dense vectors packed as float32."""
+def embed_requests(texts: int) -> list[bytes]:
+    """
+    Requests of short texts (8 words, about 12 tokens), dense vectors packed as float32. All texts differ; their words
+    are drawn from the vocabulary of XLM-RoBERTa by its own unigram probabilities, so common words come often.
+    """
+    file = MiniFile(find_mini_file())
+    words = {piece[1:]: score for piece, score in zip(file.pieces, file.scores, strict=True) if _is_word(piece)}
+    weights = np.exp(np.array(list(words.values()), np.float64))
     random = np.random.default_rng(7)
-    return pb.EmbedRequest(
-        texts=[" ".join(random.choice(_WORDS, 8)) for _ in range(texts)],
-        encoding=pb.VECTOR_ENCODING_FLOAT32,
-    ).SerializeToString()
+    drawn = random.choice(list(words), (REQUESTS, texts, TEXT_WORDS), p=weights / weights.sum())
+    return [
+        pb.EmbedRequest(
+            texts=[" ".join(text) for text in request], encoding=pb.VECTOR_ENCODING_FLOAT32
+        ).SerializeToString()
+        for request in drawn
+    ]
 
 
-async def measure_unary(server: ServerProcess, request: bytes, texts: int, duration_s: float, load: Load) -> None:
+def _is_word(piece: str) -> bool:
+    return piece.startswith("\u2581") and piece[1:].isalnum()
+
+
+async def measure_unary(
+    server: ServerProcess, requests: list[bytes], texts: int, duration_s: float, load: Load
+) -> None:
     """IN_FLIGHT requests at a time; adds texts/s, latencies and the server's share of its core."""
     async with grpc.aio.insecure_channel(server.target, options=_OPTIONS) as channel:
-        call = channel.unary_unary(_EMBED)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_EMBED)
+        upcoming = cycle(requests)
         for _ in range(20):
-            await call(request)
+            await call(next(upcoming))
         done = 0
         started_at = time.perf_counter()
         ends_at = started_at + duration_s
@@ -97,7 +115,7 @@ async def measure_unary(server: ServerProcess, request: bytes, texts: int, durat
         async def keep_asking() -> None:
             nonlocal done
             while (asked_at := time.perf_counter()) < ends_at:
-                await call(request)
+                await call(next(upcoming))
                 load.latencies_s.append(time.perf_counter() - asked_at)
                 done += 1
 
@@ -111,7 +129,8 @@ async def measure_stream(server: ServerProcess, method: str, requests: list[byte
     """Sends all requests on one stream and reads every answer; adds bytes/s."""
     async with grpc.aio.insecure_channel(server.target, options=_OPTIONS) as channel:
         for is_warm in (False, True):
-            stream = channel.stream_stream(method)()
+            method_call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+            stream = method_call()
             received = 0
             started_at = time.perf_counter()
             cpu_before = _cpu_s(server)
@@ -157,10 +176,11 @@ async def run(rounds: int, duration_s: float) -> dict[str, dict[str, Load]]:
         bare = stack.enter_context(server_process(cores[0], "benchmarks.bare_server"))
         answers = stream_requests()
         messages = [str(STREAM_TEXTS * STREAM_TEXT_TOKENS * 4 // 1024).encode()] * STREAM_REQUESTS
+        requests = {texts: embed_requests(texts) for texts in (32, 1)}
         for _ in range(rounds):
             for texts in (32, 1):
                 for name, server in (("bare", bare), ("trivec", trivec)):
-                    await measure_unary(server, embed_request(texts), texts, duration_s, loads[str(texts)][name])
+                    await measure_unary(server, requests[texts], texts, duration_s, loads[str(texts)][name])
             await measure_stream(bare, "/bare.Bare/Stream", messages, loads["stream"]["bare"])
             await measure_stream(trivec, _EMBED_STREAM, answers, loads["stream"]["trivec"])
     return loads

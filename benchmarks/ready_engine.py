@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 from trivec_server import lifecycle
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.logs import configure_logs
 from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
-from trivec_server.repository.mini import build_tokenizer, find_mini_file
-from trivec_server.repository.mini_file import MiniFile
+from trivec_server.repository.mini import build_tokenizer
+from trivec_server.repository.mini_file import MiniFile, find_mini_file
 from trivec_server.settings import Limits, ServeSettings
 from trivec_server.types import Mode
 
@@ -71,7 +70,7 @@ class ReadyEngine:
         pass
 
 
-def build_ready(_: EngineRequest) -> Engine:
+def build_ready(request: EngineRequest) -> Engine:
     return ReadyEngine()
 
 

@@ -33,5 +33,11 @@ def configure_logs(level: str, log_format: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_telling)
     # grpc and huggingface_hub use the standard library's logging.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Leaves out gRPC's traceback about a call that its client ended while the answer was being sent."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")

@@ -238,7 +238,7 @@ def test_rendering_leaves_the_result_as_it_was(tokenizer: Tokenizer) -> None:
 
 def test_tokens_beside_pruned_ids_are_those_of_the_ids_kept(tokenizer: Tokenizer) -> None:
     row = SparseRow(np.array([10, 11, 12], np.uint32), np.array([0.25, 0.5, 0.125], np.float32))
-    result = replace(make_result(3, [5], Mode.SPARSE), sparse=[row])
+    result = make_result(3, [5], Mode.SPARSE)._replace(sparse=[row])
     options = OutputOptions(VectorEncoding.FLOAT_LIST, 2, 0.0, return_tokens=True)
     (embedding,) = rendered(Case(result, options, 0), tokenizer)
     assert list(embedding.sparse.tokens) == ["w10", "w11"]

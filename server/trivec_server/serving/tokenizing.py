@@ -112,13 +112,13 @@ class SliceMaker:
         started_at = time.monotonic()
         try:
             slices = self._make(shares)
-            self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
-            return slices
         except Exception:  # noqa: BLE001 - concerns these requests only; the thread goes on
             _log.exception("tokenizer failed")
             for share in shares:
                 self._fail_share(share, ComputeError("the tokenizer failed on this request"))
             return []
+        self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
+        return slices
 
     def _make(self, shares: Sequence[Share]) -> list[Pending]:
         texts: list[str] = []
