@@ -28,30 +28,26 @@ class TextEmbedding:
 class Differences:
     """
     Collects what is wrong and the largest differences seen, so that one failure shows the whole picture. `tolerance`
-    is the most that a number may differ.
+    is the most that a number may differ; `largest` has an entry for each part that was compared.
     """
 
     tolerance: float = TOLERANCE
-    dense: float = 0.0
-    sparse: float = 0.0
-    multi_vector: float = 0.0
-    scores: float = 0.0
+    largest: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def widen(self, part: str, actual: NDArray[np.floating], expected: NDArray[np.floating], where: str) -> None:
-        """Compares two arrays; `part` is one of the fields above."""
+        """Compares two arrays; `part` names them in messages."""
         if actual.shape != expected.shape:
             self.faults.append(f"{where}: {part} has shape {actual.shape}, not {expected.shape}")
             return
         largest = float(np.max(np.abs(actual.astype(np.float64) - expected), initial=0.0))
-        setattr(self, part, max(getattr(self, part), largest))
+        self.largest[part] = max(self.largest.get(part, 0.0), largest)
         if not largest <= self.tolerance:
             self.faults.append(f"{where}: {part} differs by {largest:.2e}")
 
     def summary(self) -> str:
         """The largest differences on one line."""
-        parts = ("dense", "sparse", "multi_vector", "scores")
-        return ", ".join(f"{part} {getattr(self, part):.1e}" for part in parts)
+        return ", ".join(f"{part} {largest:.1e}" for part, largest in self.largest.items())
 
     def check(self) -> None:
         """Raises AssertionError naming the first faults, if there are any."""

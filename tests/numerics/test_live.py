@@ -77,9 +77,13 @@ def test_truncated_texts_have_the_embeddings_of_the_reference(
 
 
 def test_scores_are_those_of_the_reference(
-    shape: ModelShape, reference: ReferenceAnswers, stub: EmbeddingServiceStub
+    shape: ModelShape, reference: ReferenceAnswers, stub: EmbeddingServiceStub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for weighting, weights in enumerate(texts.SCORE_WEIGHTS):
+    for weights, expected in zip(texts.SCORE_WEIGHTS, reference.scores_alone, strict=True):
         actual = grpc_calls.score_pairs(stub, shape.name, texts.score_pairs(), weights)
 
-        compare_scores(actual, reference.scores_alone[weighting]).check()
+        differences = compare_scores(actual, expected)
+        show(
+            capsys, f"{shape.name}, {len(actual)} pairs, weights {weights}, largest difference: {differences.summary()}"
+        )
+        differences.check()
