@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trivec_server.doctor.finding import Finding, Status
+from trivec_server.doctor.program import trivec, trivec_serve
 from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
@@ -35,11 +36,11 @@ def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport
     each of them and runs its self-check, too.
     """
     root = settings.model_repository
-    pull = f"trivec pull {_MINI} --model-repository {shlex.quote(str(root))}"
+    pull = trivec("pull", _MINI, "--model-repository", root)
     try:
         entries = scan_repository(root)
     except CommandError as error:
-        mend = pull if not root.exists() else "trivec serve --model-repository DIRECTORY, with the right one"
+        mend = trivec("serve", "--model-repository", "ANOTHER_DIRECTORY") if root.exists() else pull
         return RepositoryReport((Finding("repository", Status.FAIL, str(error), mend),))
     if not entries:
         return RepositoryReport((Finding("repository", Status.FAIL, f"{root} holds no model", pull),))
@@ -63,7 +64,7 @@ def _check_names(settings: ServeSettings, names: list[str]) -> Iterator[Finding]
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1) or names
             fact = f"{flag} {name}: the repository has no such model"
-            yield Finding("repository", Status.FAIL, fact, f"trivec serve {flag} {shlex.quote(close[0])}")
+            yield Finding("repository", Status.FAIL, fact, trivec_serve(settings, flag, close[0]))
 
 
 def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
@@ -137,7 +138,7 @@ def _mend_model(entry: ModelEntry) -> str:
         return f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}"
     if entry.name == _MINI:
         return _pull(entry, _MINI)
-    return f"pull the model again with `trivec pull ... --name {entry.name}`, or: rm -r {shlex.quote(str(entry.path))}"
+    return _pull(entry, "SOURCE")
 
 
 def _mend_version(entry: ModelEntry, version_dir: Path, manifest: Manifest | None) -> str:
@@ -147,10 +148,10 @@ def _mend_version(entry: ModelEntry, version_dir: Path, manifest: Manifest | Non
         return f"{remove} && {_pull(entry, _MINI if entry.name == _MINI else 'SOURCE')}"
     if manifest.source.kind == "package":
         return _pull(entry, _MINI)
-    precision = "" if manifest.model.precision == "float32" else f" --precision {manifest.model.precision}"
-    return f"{_pull(entry, manifest.source.name)} --revision {manifest.source.revision}{precision}"
+    precision = () if manifest.model.precision == "float32" else ("--precision", manifest.model.precision)
+    return _pull(entry, manifest.source.name, "--revision", str(manifest.source.revision), *precision)
 
 
-def _pull(entry: ModelEntry, source: str) -> str:
-    name = "" if source.rpartition("/")[2].lower() == entry.name else f" --name {shlex.quote(entry.name)}"
-    return f"trivec pull {source} --model-repository {shlex.quote(str(entry.path.parent))}{name}"
+def _pull(entry: ModelEntry, source: str, *flags: str) -> str:
+    name = () if source.rpartition("/")[2].lower() == entry.name else ("--name", entry.name)
+    return trivec("pull", source, "--model-repository", entry.path.parent, *name, *flags)

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from trivec_server.doctor.finding import Finding, Status
+from trivec_server.doctor.program import trivec_serve
 from trivec_server.settings import ServeSettings
 
 _HIGHEST_PORT = 65_535
@@ -29,32 +30,35 @@ def check_ports(settings: ServeSettings) -> list[Finding]:
             _Endpoint("metrics port", settings.metrics_host, settings.metrics_port, "--metrics-host", "--metrics-port")
         )
     wanted = {endpoint.port for endpoint in endpoints}
-    findings = [_check_endpoint(endpoint, wanted) for endpoint in endpoints]
+    findings = [_check_endpoint(settings, endpoint, wanted) for endpoint in endpoints]
     if len(wanted) < len(endpoints) and settings.grpc_port:
-        mend = f"trivec serve --metrics-port {_free_port(settings.metrics_host, settings.grpc_port, wanted)}"
+        free = _free_port(settings.metrics_host, settings.grpc_port, wanted)
+        mend = trivec_serve(settings, "--metrics-port", free)
         fact = f"--grpc-port and --metrics-port are both {settings.grpc_port}"
         findings.append(Finding("metrics port", Status.FAIL, fact, mend))
     return findings
 
 
-def _check_endpoint(endpoint: _Endpoint, wanted: set[int]) -> Finding:
+def _check_endpoint(settings: ServeSettings, endpoint: _Endpoint, wanted: set[int]) -> Finding:
     address = f"{endpoint.host}:{endpoint.port}"
     if endpoint.port == 0:
         return Finding(endpoint.name, Status.OK, f"any free port of {endpoint.host}")
+    local = trivec_serve(settings, endpoint.host_flag, "127.0.0.1")
     try:
         error = _bind_error(endpoint.host, endpoint.port)
     except (socket.gaierror, UnicodeError) as fault:
         reason = fault.strerror if isinstance(fault, socket.gaierror) else "it is not a host name"
         fact = f"{endpoint.host_flag} {endpoint.host!r} cannot be resolved: {reason}"
-        return Finding(endpoint.name, Status.FAIL, fact, f"trivec serve {endpoint.host_flag} 127.0.0.1")
+        return Finding(endpoint.name, Status.FAIL, fact, local)
     if error is None:
         return Finding(endpoint.name, Status.OK, f"{address} is free")
-    other_port = f"trivec serve {endpoint.port_flag} {_free_port(endpoint.host, endpoint.port, wanted)}"
+    free = _free_port(endpoint.host, endpoint.port, wanted)
+    other_port = trivec_serve(settings, endpoint.port_flag, free)
     if error.errno == errno.EADDRINUSE:
         return Finding(endpoint.name, Status.FAIL, f"{address} is in use{_holder(endpoint.port)}", other_port)
     if error.errno == errno.EADDRNOTAVAIL:
         fact = f"{endpoint.host} is not an address of this machine"
-        return Finding(endpoint.name, Status.FAIL, fact, f"trivec serve {endpoint.host_flag} 127.0.0.1")
+        return Finding(endpoint.name, Status.FAIL, fact, local)
     return Finding(endpoint.name, Status.FAIL, f"{address}: {error.strerror}", other_port)
 
 
