@@ -72,17 +72,14 @@ class Tokenizer:
         """One text with strings and offsets. With Truncation.ERROR an overlong text is returned whole, marked."""
         prefix_length = len(self._prefixes[input_type])
         encoding = self._tokenizer.encode(self._prefixes[input_type] + text)
-        offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in encoding.offsets]
-        truncated = len(encoding.ids) > limit
-        keep = list(range(len(encoding.ids)))
+        # Each of these attributes is a new list whenever it is asked for.
+        ids, tokens, ranges = encoding.ids, encoding.tokens, encoding.offsets
+        truncated = len(ids) > limit
+        keep = list(range(len(ids)))
         if truncated and truncation is not Truncation.ERROR:
             keep = truncate(keep, limit, truncation)
-        return TokenizedText(
-            [encoding.ids[i] for i in keep],
-            [encoding.tokens[i] for i in keep],
-            [offsets[i] for i in keep],
-            truncated,
-        )
+        offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in ranges]
+        return TokenizedText([ids[i] for i in keep], [tokens[i] for i in keep], [offsets[i] for i in keep], truncated)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's string for each id; empty for an id without one."""
