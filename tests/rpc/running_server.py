@@ -1,6 +1,7 @@
 """A whole server in this process, on a free port, with the scripted engine: registry, pipeline, real grpc.aio."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ async def running_server(
 
     `script` is that of every engine, or each model's own.
     """
+    tasks = asyncio.all_tasks()
     settings = ServeSettings(model_repository=repository, grpc_port=0, default_model=default_model)
     settings = replace(settings, limits=limits or Limits())
     metrics = Metrics()
@@ -77,6 +79,13 @@ async def running_server(
     finally:
         await listener.stop(5)
         await registry.close()
+    await until(lambda: not leftover_tasks(tasks), "tasks are left")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("engine", "tokenizer"))]
+
+
+def leftover_tasks(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
+    """Tasks that were not there before, but for the one that asks."""
+    return {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
 
 
 def scripted(script: Script | Mapping[str, Script]) -> EngineFactory:
@@ -89,11 +98,14 @@ def scripted(script: Script | Mapping[str, Script]) -> EngineFactory:
     return build
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], otherwise: str = "it never came true") -> None:
     """Waits for a condition that no event tells of."""
-    async with asyncio.timeout(_PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.001)
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while not condition():  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        raise AssertionError(otherwise) from None
 
 
 @asynccontextmanager
