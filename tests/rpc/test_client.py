@@ -101,6 +101,11 @@ async def test_what_is_not_asked_for_is_none(client: AnyClient) -> None:
     assert (output["dense_vecs"], output["colbert_vecs"]) == (None, None)
 
 
+async def test_none_stands_for_the_references_default(client: AnyClient) -> None:
+    output = await client.call("encode", "a", return_dense=None, return_sparse=None, return_colbert_vecs=None)
+    assert [part for part, value in output.items() if value is not None] == ["dense_vecs"]
+
+
 async def test_no_texts_give_empty_results_of_the_models_dimension(client: AnyClient, script: Script) -> None:
     output = await client.call("encode", [], **ALL)
     assert output["dense_vecs"].shape == (0, DIMENSION)
@@ -471,7 +476,7 @@ async def test_an_unknown_model_is_not_found(client: AnyClient) -> None:
 async def test_health_is_told_as_it_is(client: AnyClient) -> None:
     assert await client.call("health") is ServingStatus.SERVING
     assert await client.call("health", "broken") is ServingStatus.NOT_SERVING
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="does not know 'no such service'"):
         await client.call("health", "no such service")
 
 

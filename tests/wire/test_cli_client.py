@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec_server import cli
 from trivec_server.cli_client import COMMANDS
 
+from tests import command_line, serving_process
 from tests.rpc.scripted_server import (
     CERTIFICATE,
     DIMENSION,
@@ -397,3 +398,45 @@ async def test_a_reader_that_goes_away_is_no_traceback(trivec: Trivec) -> None:
     process.stdout._transport.close()  # type: ignore[attr-defined]
     assert await process.stderr.read() == b""
     await process.wait()
+
+
+@pytest.fixture(scope="module")
+def mini_target(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log_path = tmp_path_factory.mktemp("serve") / "log"
+    with serving_process.serve(mini_repository, log_path=log_path) as server:
+        yield server.target
+
+
+def test_m3_mini_gives_all_three_parts_of_a_chinese_text(mini_target: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("人工智能\n", encoding="utf-8")
+    finished = command_line.trivec("embed", path, "--mode", "hybrid", environment={"TRIVEC_TARGET": mini_target})
+    assert (finished.code, finished.err) == (0, "")
+    record = json.loads(finished.out)
+    assert np.linalg.norm(record["dense"]) == pytest.approx(1, abs=1e-5)
+    assert len(record["sparse"]["ids"]) == len(record["sparse"]["weights"]) > 0
+    assert len(record["multi_vector"]) == record["tokens"] - 1
+
+
+def test_m3_mini_finds_the_passage_that_answers(mini_target: str) -> None:
+    passages = ("Bread is baked from flour and water.", "人工智能是计算机科学的一个分支。", "It rains in Lisbon.")
+    flags = [argument for passage in passages for argument in ("--passage", passage)]
+    finished = command_line.trivec(
+        *("score", "--query", "什么是人工智能？", "--top-k", "1", "--json", *flags),
+        environment={"TRIVEC_TARGET": mini_target},
+    )
+    assert json.loads(finished.out)["passage"] == passages[1]
+
+
+def test_m3_mini_is_listed_as_a_demonstration(mini_target: str) -> None:
+    finished = command_line.trivec("models", environment={"TRIVEC_TARGET": mini_target})
+    assert finished.out.splitlines()[1].startswith("m3-mini")
+    assert finished.out.rstrip().endswith("for demonstration")
+
+
+def test_a_text_that_is_too_long_for_m3_mini_is_named_by_its_line(mini_target: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("short\n" + "long " * 600 + "\n", encoding="utf-8")
+    finished = command_line.trivec("embed", path, environment={"TRIVEC_TARGET": mini_target})
+    assert (finished.code, finished.out) == (1, "")
+    assert finished.err.startswith(f"error: INVALID_ARGUMENT: {path}:2: has 602 tokens, more than the 512 allowed")

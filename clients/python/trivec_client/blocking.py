@@ -13,7 +13,7 @@ from trivec.v1 import embedding_pb2_grpc
 
 from trivec_client.clock import Clock
 from trivec_client.errors import TrivecClientError, parse_rpc_error
-from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, serialize_check
+from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, parse_failure, serialize_check
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
 from trivec_client.retry import Attempts
@@ -198,8 +198,7 @@ class BlockingRunner:
         try:
             return self._off_main_thread(check)
         except grpc.RpcError as error:
-            parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
-            raise parsed.in_context(request_id="", first_index=0, target=self._settings.target) from error
+            raise parse_failure(error, service, self._settings.target) from error
 
 
 def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:

@@ -133,9 +133,9 @@ class TrivecClient:
         sentences: str | Sequence[str],
         batch_size: int | None = None,
         max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
         *,
         truncation: TruncationName = "right",
         input_type: InputTypeName = "none",
@@ -150,9 +150,9 @@ class TrivecClient:
             batch_size: texts per request, at most; the results do not depend on it.
             max_length: tokens per text, special tokens included; more are cut off as `truncation` says. None: the
                 client's `passage_max_length` (`query_max_length` with input type `query`). 0: the model's limit.
-            return_dense: whether to return dense vectors.
-            return_sparse: whether to return lexical weights.
-            return_colbert_vecs: whether to return multi-vectors.
+            return_dense: whether to return dense vectors; None: yes.
+            return_sparse: whether to return lexical weights; None: no.
+            return_colbert_vecs: whether to return multi-vectors; None: no.
             truncation: `right`, `left`, or `error` to refuse texts that are too long.
             input_type: `query` and `passage` put the model's prefix before each text.
             timeout_s: how long all of it may take, retries included.
@@ -185,9 +185,9 @@ class TrivecClient:
         queries: str | Sequence[str],
         batch_size: int | None = None,
         max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
         *,
         timeout_s: float | None = None,
     ) -> EncodeOutput:
@@ -208,9 +208,9 @@ class TrivecClient:
         corpus: str | Sequence[str],
         batch_size: int | None = None,
         max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
         *,
         timeout_s: float | None = None,
     ) -> EncodeOutput:
@@ -232,9 +232,9 @@ class TrivecClient:
         *,
         batch_size: int | None = None,
         max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
         truncation: TruncationName = "right",
         input_type: InputTypeName = "none",
         sparse_top_k: int = 0,
@@ -255,9 +255,9 @@ class TrivecClient:
             sentences: the texts; they may come from a generator.
             batch_size: texts per request, at most.
             max_length: tokens per text, as in `encode`.
-            return_dense: whether to return dense vectors.
-            return_sparse: whether to return sparse vectors.
-            return_colbert_vecs: whether to return multi-vectors.
+            return_dense: whether to return dense vectors; None: yes.
+            return_sparse: whether to return sparse vectors; None: no.
+            return_colbert_vecs: whether to return multi-vectors; None: no.
             truncation: `right`, `left` or `error`, as in `encode`.
             input_type: `query` and `passage` put the model's prefix before each text.
             sparse_top_k: keep only this many sparse entries per text, the largest; 0: all.

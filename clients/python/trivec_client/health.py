@@ -5,7 +5,10 @@ so are on the wire what protobuf's own wrappers are.
 
 import enum
 
+import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from trivec_client.errors import TrivecClientError, parse_rpc_error
 
 CHECK_METHOD = "/grpc.health.v1.Health/Check"
 
@@ -22,6 +25,14 @@ class ServingStatus(enum.Enum):
 def serialize_check(service: str) -> bytes:
     """A HealthCheckRequest: string service = 1."""
     return StringValue(value=service).SerializeToString()
+
+
+def parse_failure(error: grpc.RpcError, service: str, target: str) -> TrivecClientError:
+    """What a failed check ended with; the health service itself has no words for a service that it does not know."""
+    parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
+    if parsed.code is grpc.StatusCode.NOT_FOUND:
+        parsed.message = f"the server's health service does not know {service!r}"
+    return parsed.in_context(request_id="", first_index=0, target=target)
 
 
 def parse_check(data: bytes) -> ServingStatus:

@@ -11,7 +11,7 @@ from trivec.v1 import embedding_pb2_grpc
 
 from trivec_client.clock import AsyncClock
 from trivec_client.errors import TrivecClientError, parse_rpc_error
-from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, serialize_check
+from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, parse_failure, serialize_check
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
 from trivec_client.retry import Attempts
@@ -132,8 +132,7 @@ class AsyncRunner:
         try:
             return await self._check_health(service, timeout=limit_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
-            raise parsed.in_context(request_id="", first_index=0, target=self._settings.target) from error
+            raise parse_failure(error, service, self._settings.target) from error
 
 
 async def iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

@@ -88,9 +88,9 @@ class Planner:
     def embed_options(
         self,
         *,
-        dense: bool,
-        sparse: bool,
-        multi_vector: bool,
+        dense: bool | None,
+        sparse: bool | None,
+        multi_vector: bool | None,
         max_length: int | None,
         input_type: InputTypeName,
         truncation: TruncationName,
@@ -103,7 +103,7 @@ class Planner:
         settings = self._settings
         default_length = settings.query_max_length if input_type == "query" else settings.passage_max_length
         return EmbedOptions(
-            modes=modes_of(dense=dense, sparse=sparse, multi_vector=multi_vector),
+            modes=modes_of(dense=dense is None or dense, sparse=bool(sparse), multi_vector=bool(multi_vector)),
             model=settings.model,
             version=settings.model_version,
             input_type=input_type,
