@@ -1,5 +1,6 @@
 """The command line: arguments and `TRIVEC_*` variables to settings, and one call per command."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -141,6 +142,8 @@ def serve(**given: Any) -> None:
         **given,
     )
     configure_logs(settings.log_level, settings.log_format)
+    # What gRPC's core writes to stderr by itself (a port in use, say) is said again below in a line of our own.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from trivec_server import lifecycle  # noqa: PLC0415 - the client commands do without the server's packages
         from trivec_server.greeting import greet  # noqa: PLC0415 - the same

@@ -188,8 +188,8 @@ class Pipeline:
 
     def _send(self, ticket: Ticket) -> None:
         """
-        Hands the ticket to the batcher. While requests arrive by the hundreds a second, it waits 2 ms for the next ones,
-        because each hop between threads costs more than all else that is done for a short text.
+        Hands the ticket to the batcher. While requests arrive by the hundreds a second, it waits 2 ms for the next
+        ones, because each hop between threads costs more than all else that is done for a short text.
         """
         self._outgoing.append(ticket)
         gap_s = min(ticket.admitted_at - self._last_arrival, _MAX_GAP_S)

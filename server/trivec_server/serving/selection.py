@@ -132,30 +132,42 @@ def _take_in_order(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Ta
 def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
     """
     The longest text of the most urgent slice, and texts of similar length beside it: first of the same slice, then of
-    the others in order of urgency. A batch of up to 64 tokens costs about what one row does, so it may mix lengths.
+    the others in order of urgency. A batch of up to 64 tokens costs about what one row does, so it is filled up with
+    shorter texts.
     """
     longest = int(ordered[0].lengths.max())
-    cost = limits.row_cost(longest)
-    max_rows = max(1, min(limits.max_rows, int(limits.token_budget // cost)))
-    shortest = _shortest_similar(longest)
-    free_rows = min(max_rows, _FREE_TOKENS // longest)
-    taken: _Taken = []
-    rows = 0
-    level = ordered[0].ticket.level
-    for pending in ordered:
-        similar = np.flatnonzero((pending.lengths <= longest) & (pending.lengths >= shortest))
-        if rows + len(similar) < free_rows and pending.ticket.level == level:
-            similar = np.flatnonzero(pending.lengths <= longest)[: free_rows - rows]
-        if not len(similar):
-            continue
-        if rows + len(similar) > max_rows:
-            by_length = np.argsort(-pending.lengths[similar], kind="stable")
-            similar = np.sort(similar[by_length[: max_rows - rows]])
-        taken.append((pending, None if len(similar) == len(pending.rows) else similar))
-        rows += len(similar)
+    max_rows = max(1, min(limits.max_rows, int(limits.token_budget // limits.row_cost(longest))))
+    chosen: dict[int, NDArray[np.int64]] = {}
+    rows = _choose(ordered, chosen, _shortest_similar(longest), longest, max_rows)
+    if rows < min(max_rows, _FREE_TOKENS // longest):
+        rows = _choose(ordered, chosen, 0, longest, min(max_rows, _FREE_TOKENS // longest))
+    taken: _Taken = [
+        (pending, None if len(chosen[number]) == len(pending.rows) else chosen[number])
+        for number, pending in enumerate(ordered)
+        if number in chosen
+    ]
+    return taken, rows >= max_rows
+
+
+def _choose(
+    ordered: Sequence[Pending], chosen: dict[int, NDArray[np.int64]], shortest: int, longest: int, max_rows: int
+) -> int:
+    """Adds texts of a range of lengths to what is chosen of each slice, the longest first; returns all rows chosen."""
+    rows = sum(map(len, chosen.values()))
+    for number, pending in enumerate(ordered):
         if rows >= max_rows:
-            return taken, True
-    return taken, False
+            break
+        fits = (pending.lengths >= shortest) & (pending.lengths <= longest)
+        before = chosen.get(number)
+        if before is not None:
+            fits[before] = False
+        more = np.flatnonzero(fits)
+        if not len(more):
+            continue
+        more = more[np.argsort(-pending.lengths[more], kind="stable")[: max_rows - rows]]
+        chosen[number] = np.sort(more if before is None else np.concatenate((before, more)))
+        rows += len(more)
+    return rows
 
 
 def _shortest_similar(longest: int) -> int:

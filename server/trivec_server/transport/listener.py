@@ -43,7 +43,8 @@ class Listener:
         """
         for name in ("", SERVICE_NAME):
             await self._health.set(name, _NOT_SERVING)
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        host = self._settings.host
+        address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
