@@ -7,6 +7,7 @@ request with a large result is computed in portions, the next one while the last
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -150,13 +151,15 @@ class _StreamMessage:
         except asyncio.CancelledError:
             self._stream.scope.close(self._call, grpc.StatusCode.CANCELLED.name)
             raise
-        except grpc.aio.UsageError:
+        except grpc.aio.BaseError:
             # The call has ended while this was being written: there is nobody to answer.
             self._stream.scope.close(self._call, grpc.StatusCode.CANCELLED.name)
         except Exception as error:  # noqa: BLE001 - everything becomes this request's status
             status = self._stream.scope.failed(self._call, error)
             self._stream.scope.close(self._call, status.code.name)
-            await self._write_error(status.rich)
+            # Where the call has ended too, as when its deadline has passed, there is nobody to answer.
+            with contextlib.suppress(grpc.aio.BaseError):
+                await self._write_error(status.rich)
         else:
             self._stream.scope.close(self._call, grpc.StatusCode.OK.name)
 
