@@ -1,7 +1,7 @@
 """Responses written straight into the wire format: the generated classes must read back what went in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

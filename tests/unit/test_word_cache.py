@@ -11,7 +11,8 @@ from trivec_server.repository.mini import build_tokenizer
 from trivec_server.repository.mini_file import MiniFile, find_mini_file
 from trivec_server.serving.word_cache import WordCache
 
-_ALPHABET = list("abcABC019 .,-'!?<>[]|_\t\n▁éßжи人工智能の한글ﷺ½ﹰ\u3000\u200b\u0301\u0308\u00a0\u1160🙂") + [
+_ALPHABET = [
+    *"abcABC019 .,-'!?<>[]|_\t\n▁éßжи人工智能の한글ﷺ½ﹰ\u3000\u200b\u0301\u0308\u00a0\u1160🙂",
     "<s>",
     "<mask>",
     " <mask> ",
@@ -50,6 +51,8 @@ def test_any_character_beside_known_words_gives_the_tokenizers_own_ids(tokenizer
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     assert cache.encode(texts) == expected
     assert cache.encode(texts) == expected
+    for text, ids in zip(texts, expected, strict=True):
+        assert cache.encode([text]) == [ids]
 
 
 def test_more_words_than_are_remembered_still_give_the_tokenizers_own_ids(

@@ -81,9 +81,9 @@ class WordCache:
         encodings = self._tokenizer.encode_batch([" ".join(run) for run in runs], add_special_tokens=False)
         for run, encoding in zip(runs, encodings, strict=True):
             ids_of: list[list[int]] = [[] for _ in run]
-            words_of_ids: list[int] = encoding.word_ids
-            for token_id, word in zip(encoding.ids, words_of_ids, strict=True):
-                ids_of[word].append(token_id)
+            for token_id, word in zip(encoding.ids, encoding.word_ids, strict=True):
+                if word is not None:
+                    ids_of[word].append(token_id)
             self._young.update(zip(run, ids_of, strict=True))
 
 
