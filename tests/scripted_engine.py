@@ -37,9 +37,13 @@ def expected_multi_vector(ids: list[int]) -> NDArray[np.float32]:
 
 @dataclass
 class Script:
-    """What the engines do. `gate`, while cleared, holds every batch; `before_run` may raise; `batches` are seen."""
+    """
+    What the engines do. `gate`, while cleared, holds every batch, `building` every engine's construction;
+    `before_run` may raise; `batches` are seen.
+    """
 
     gate: threading.Event = field(default_factory=threading.Event)
+    building: threading.Event = field(default_factory=threading.Event)
     before_run: Callable[[TokenBatch], None] = lambda _: None
     alter: Callable[[EngineOutput, TokenBatch], EngineOutput] = lambda output, _: output
     batches: list[TokenBatch] = field(default_factory=list)
@@ -51,6 +55,7 @@ class Script:
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.building.set()
 
     def forget(self) -> None:
         """Forgets the batches seen so far: those of the self-check."""
@@ -60,6 +65,7 @@ class Script:
 
     def build(self, request: EngineRequest) -> Engine:
         """The engine's factory."""
+        self.building.wait()
         return ScriptedEngine(self)
 
 

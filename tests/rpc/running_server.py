@@ -13,7 +13,7 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
 from trivec_server.metrics import Metrics
-from trivec_server.repository.registry import Registry
+from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.serving.pipeline import Pipeline
 from trivec_server.settings import Limits, ServeSettings
 from trivec_server.transport.listener import Listener
@@ -34,6 +34,7 @@ class RunningServer:
     registry: Registry
     metrics: Metrics
     listener: Listener
+    loading: "asyncio.Future[None]"
 
     @property
     def stub(self) -> "EmbeddingServiceAsyncStub":
@@ -61,24 +62,58 @@ async def running_server(
 
     `script` is that of every engine, or each model's own.
     """
+    async with loading_server(repository, script, limits=limits, default_model=default_model) as server:
+        await server.loading
+        for each in [script] if isinstance(script, Script) else script.values():
+            each.forget()
+        yield server
+
+
+@asynccontextmanager
+async def loading_server(
+    repository: Path,
+    script: Script | Mapping[str, Script],
+    *,
+    limits: Limits | None = None,
+    default_model: str | None = None,
+) -> AsyncIterator[RunningServer]:
+    """As `running_server`, but the block begins when the port is open, while the models load."""
     tasks = asyncio.all_tasks()
     settings = ServeSettings(model_repository=repository, grpc_port=0, default_model=default_model)
     settings = replace(settings, limits=limits or Limits())
     metrics = Metrics()
-    registry = Registry(settings, metrics, {"scripted": scripted(script)})
+    changes: asyncio.Queue[VersionRecord] = asyncio.Queue()
+    registry = Registry(settings, metrics, {"scripted": scripted(script)}, on_change=changes.put_nowait)
     listener = Listener(settings, registry, metrics)
     port = await listener.start()
-    await registry.load(registry.scan())
-    for record in registry.records():
-        await listener.announce(record)
-    for each in [script] if isinstance(script, Script) else script.values():
-        each.forget()
+    entries = registry.scan()
+
+    async def announce() -> None:
+        while True:
+            await listener.announce(await changes.get())
+            changes.task_done()
+
+    async def load() -> None:
+        await registry.load(entries)
+        await changes.join()
+
+    announcing = asyncio.ensure_future(announce())
+    # What the scan said is told before the block begins, what loading says while it runs.
+    await changes.join()
+    loading = asyncio.ensure_future(load())
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield RunningServer(f"127.0.0.1:{port}", channel, registry, metrics, listener)
+            yield RunningServer(f"127.0.0.1:{port}", channel, registry, metrics, listener, loading)
+        await loading
     finally:
+        # A test that fails must not leave a thread waiting.
+        for each in [script] if isinstance(script, Script) else script.values():
+            each.building.set()
+            each.gate.set()
         await listener.stop(5)
         await registry.close()
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
     await until(lambda: not leftover_tasks(tasks), "tasks are left")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("engine", "tokenizer"))]
 
