@@ -13,6 +13,7 @@ from trivec_server.errors import LoadError
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.serving.tokenizer import Tokenizer, truncate
+from trivec_server.serving.word_cache import unpack_ids
 from trivec_server.types import InputType, Mode, Truncation
 
 _TEXTS = (
@@ -34,7 +35,8 @@ def check_version(device: Device, info: EngineInfo, tokenizer: Tokenizer, max_to
     Raises:
         LoadError: the first property that does not hold, with the numbers seen.
     """
-    sequences = [truncate(ids, max_tokens, Truncation.RIGHT) for ids in tokenizer.encode(_TEXTS, InputType.NONE)]
+    packed = tokenizer.encode(_TEXTS, InputType.NONE)
+    sequences = [unpack_ids(truncate(ids, max_tokens, Truncation.RIGHT)) for ids in packed]
     _check_ids(sequences, info.vocabulary_size)
     batch = token_batch(sequences)
     together = device.run_once(batch, Mode.HYBRID)

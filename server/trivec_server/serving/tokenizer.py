@@ -7,9 +7,10 @@ from pathlib import Path
 import tokenizers
 
 from trivec_server.errors import LoadError
-from trivec_server.serving.word_cache import WordCache
+from trivec_server.serving.word_cache import WordCache, pack_ids, unpack_ids
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, UNK_TOKEN_ID, InputType, Truncation
 
+_ID_BYTES = 8
 _SPECIAL_TOKENS = {"<s>": CLS_TOKEN_ID, "<pad>": PAD_TOKEN_ID, "</s>": EOS_TOKEN_ID, "<unk>": UNK_TOKEN_ID}
 
 
@@ -61,10 +62,10 @@ class Tokenizer:
         """The prefix put before a text of this type."""
         return self._prefixes[input_type]
 
-    def encode(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[bytes]:
         """
-        Token ids of each text, special tokens included, not truncated. For one thread at a time; what is not
-        remembered from earlier texts is tokenized in parallel, outside the GIL.
+        Token ids of each text, special tokens included, not truncated, packed as int64. For one thread at a time; what
+        is not remembered from earlier texts is tokenized in parallel, outside the GIL.
         """
         return self._words.encode(self._with_prefixes(texts, input_types))
 
@@ -77,7 +78,7 @@ class Tokenizer:
         truncated = len(ids) > limit
         keep = list(range(len(ids)))
         if truncated and truncation is not Truncation.ERROR:
-            keep = truncate(keep, limit, truncation)
+            keep = unpack_ids(truncate(pack_ids(keep), limit, truncation))
         offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in ranges]
         return TokenizedText([ids[i] for i in keep], [tokens[i] for i in keep], [offsets[i] for i in keep], truncated)
 
@@ -86,20 +87,28 @@ class Tokenizer:
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def _with_prefixes(self, texts: Sequence[str], input_types: Sequence[InputType] | InputType) -> list[str]:
+        if not any(self._prefixes.values()):
+            return list(texts)
         if isinstance(input_types, InputType):
             prefix = self._prefixes[input_types]
             return [prefix + text for text in texts] if prefix else list(texts)
         return [self._prefixes[kind] + text for text, kind in zip(texts, input_types, strict=True)]
 
 
-def truncate(ids: Sequence[int], limit: int, truncation: Truncation) -> list[int]:
+def token_count(packed: bytes) -> int:
+    """How many token ids are packed."""
+    return len(packed) // _ID_BYTES
+
+
+def truncate(packed: bytes, limit: int, truncation: Truncation) -> bytes:
     """
-    Shortens a sequence that begins with <s> and ends with </s> to `limit` tokens, both kept.
+    Shortens packed ids that begin with <s> and end with </s> to `limit` tokens, both kept.
 
     RIGHT equals Hugging Face's truncation to `max_length` with special tokens; LEFT is its mirror image.
     """
-    if len(ids) <= limit:
-        return list(ids)
+    if token_count(packed) <= limit:
+        return packed
+    kept = (limit - 1) * _ID_BYTES
     if truncation is Truncation.LEFT:
-        return [ids[0], *ids[len(ids) - limit + 1 :]]
-    return [*ids[: limit - 1], ids[-1]]
+        return packed[:_ID_BYTES] + packed[-kept:]
+    return packed[:kept] + packed[-_ID_BYTES:]

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
@@ -19,12 +18,14 @@ from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.ticket import Pending, Ticket
-from trivec_server.serving.tokenizer import Tokenizer, truncate
+from trivec_server.serving.tokenizer import Tokenizer, token_count, truncate
+from trivec_server.serving.word_cache import pack_ids
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, InputType, Truncation
 
 _log = get_logger(__name__)
 
 _ROUND_CHARACTERS = 256 * 1024
+_ID_BYTES = 8
 
 
 @dataclass(slots=True)
@@ -145,34 +146,41 @@ class SliceMaker:
             slices.append(pending)
         return slices
 
-    def _slice(self, share: Share, sequences: list[list[int]], now: float) -> Pending:
-        """Cuts the sequences to length and lays them flat; notes lengths on the ticket."""
+    def _slice(self, share: Share, sequences: list[bytes], now: float) -> Pending:
+        """Cuts the packed sequences to length and lays them flat; notes lengths on the ticket."""
         ticket = share.ticket
         task = ticket.task
         limit = task.max_tokens or self._max_tokens
-        for offset, ids in enumerate(sequences):
-            index = share.start + offset
-            if len(ids) > limit:
-                if task.truncation is Truncation.ERROR:
-                    raise InvalidRequest(
-                        task.field(index),
-                        f"has {len(ids)} tokens, more than the {limit} allowed; shorten it or set `truncation`",
-                    )
-                sequences[offset] = truncate(ids, limit, task.truncation)
-                ticket.truncated[index] = True
-                ticket.truncated_count += 1
-                self._metrics.truncated_texts.inc()
-        flat = sequences[0] if len(sequences) == 1 else list(chain.from_iterable(sequences))
-        lengths = np.array([len(ids) for ids in sequences], np.int64)
+        if max(map(len, sequences)) > limit * _ID_BYTES:
+            self._truncate(share, sequences, limit)
+        lengths = np.array([len(packed) for packed in sequences]) // _ID_BYTES
+        token_ids = np.frombuffer(b"".join(sequences), np.int64)
         ticket.lengths[share.start : share.end] = lengths
-        ticket.tokens += len(flat)
+        ticket.tokens += len(token_ids)
         ticket.tokenized_at = now
         self._check_result_size(ticket)
         delay_at = None if ticket.delay_s is None else now + ticket.delay_s
-        return Pending(ticket, np.array(flat, np.int64), lengths, np.arange(share.start, share.end), now, delay_at)
+        return Pending(ticket, token_ids, lengths, np.arange(share.start, share.end), now, delay_at)
 
-    def _checked_ids(self, task: EmbedTask, index: int) -> list[int]:
-        """The caller's own ids of one text."""
+    def _truncate(self, share: Share, sequences: list[bytes], limit: int) -> None:
+        ticket = share.ticket
+        for offset, packed in enumerate(sequences):
+            count = token_count(packed)
+            if count <= limit:
+                continue
+            index = share.start + offset
+            if ticket.task.truncation is Truncation.ERROR:
+                raise InvalidRequest(
+                    ticket.task.field(index),
+                    f"has {count} tokens, more than the {limit} allowed; shorten it or set `truncation`",
+                )
+            sequences[offset] = truncate(packed, limit, ticket.task.truncation)
+            ticket.truncated[index] = True
+            ticket.truncated_count += 1
+            self._metrics.truncated_texts.inc()
+
+    def _checked_ids(self, task: EmbedTask, index: int) -> bytes:
+        """The caller's own ids of one text, packed."""
         ids = list(task.token_ids[index])
         field = task.field(index)
         if len(ids) < 2 or ids[0] != CLS_TOKEN_ID or ids[-1] != EOS_TOKEN_ID:
@@ -181,7 +189,7 @@ class SliceMaker:
         if largest >= self._vocabulary_size:
             at = ids.index(largest)
             raise InvalidRequest(f"{field}.ids[{at}]", f"is {largest}; must be below {self._vocabulary_size}")
-        return ids
+        return pack_ids(ids)
 
     def _check_result_size(self, ticket: Ticket) -> None:
         task = ticket.task

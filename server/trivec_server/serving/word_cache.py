@@ -8,6 +8,7 @@ only they are remembered (`_is_plain`); a text with anything else in it goes to 
 
 import json
 import unicodedata
+from array import array
 from collections.abc import Sequence
 
 import tokenizers
@@ -23,40 +24,61 @@ class WordCache:
     """
     Tokenizes like the tokenizer it stands before. Used by one thread at a time.
 
-    Two generations of words are kept: when the young one is full it becomes the old one, and what is used of the old
-    one joins the young one again. Together they hold about 131,072 words, in 35 MB.
+    Ids are packed, 8 bytes each as in an int64 array: joining the words of a text is then joining bytes. Two
+    generations of words are kept: when the young one is full it becomes the old one, and what is used of the old one
+    joins the young one again. Together they hold about 131,072 words, in 25 MB.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, first_id: int, last_id: int) -> None:
         """`first_id` and `last_id` are put around each text: <s> and </s>."""
         self._tokenizer = tokenizer
-        self._first = [first_id]
-        self._last = [last_id]
-        self._young: dict[str, list[int]] = {}
-        self._old: dict[str, list[int]] = {}
+        self._first = pack_ids([first_id])
+        self._last = pack_ids([last_id])
+        self._young: dict[str, bytes] = {}
+        self._old: dict[str, bytes] = {}
         self._splits_words = _splits_words(tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, not truncated."""
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """Packed token ids of each text, special tokens included, not truncated."""
+        if not self._splits_words:
+            return [pack_ids(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(texts)]
         if len(self._young) >= _GENERATION_WORDS:
             self._old, self._young = self._young, {}
-        if not self._splits_words:
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        try:
+            # The common case: no text is long, every word is known.
+            return [self._join(text) for text in texts]
+        except KeyError:
+            return self._encode_with_unknown(texts)
+
+    def _join(self, text: str) -> bytes:
+        """
+        The ids of a text of known words.
+
+        Raises:
+            KeyError: a word is not known, or the text is long.
+        """
+        if len(text) > _MAX_TEXT_CHARACTERS:
+            raise KeyError
+        return b"".join([self._first, *map(self._young.__getitem__, text.split(" ")), self._last])
+
+    def _encode_with_unknown(self, texts: Sequence[str]) -> list[bytes]:
         unknown: dict[str, None] = {}
-        split = [self._split(text, unknown) for text in texts]
+        is_plain = [self._find_unknown(text, unknown) for text in texts]
         if unknown:
             self._learn(list(unknown))
-        whole = [text for text, words in zip(texts, split, strict=True) if words is None]
+        whole = [text for text, plain in zip(texts, is_plain, strict=True) if not plain]
         encodings = iter(self._tokenizer.encode_batch_fast(whole) if whole else ())
-        return [next(encodings).ids if words is None else self._join(words) for words in split]
+        return [
+            self._join(text) if plain else pack_ids(next(encodings).ids)
+            for text, plain in zip(texts, is_plain, strict=True)
+        ]
 
-    def _split(self, text: str, unknown: dict[str, None]) -> list[str] | None:
-        """The words of a text if all of them are plain, else None; those not known yet join `unknown`."""
+    def _find_unknown(self, text: str, unknown: dict[str, None]) -> bool:
+        """Whether all words of a text are plain; those not known yet join `unknown`."""
         if len(text) > _MAX_TEXT_CHARACTERS:
-            return None
-        words = text.split(" ")
+            return False
         young, old = self._young, self._old
-        for word in words:
+        for word in text.split(" "):
             if word in young or word in unknown:
                 continue
             known = old.get(word)
@@ -65,15 +87,8 @@ class WordCache:
             elif _is_plain(word):
                 unknown[word] = None
             else:
-                return None
-        return words
-
-    def _join(self, words: list[str]) -> list[int]:
-        ids = self._first.copy()
-        for word in words:
-            ids += self._young[word]
-        ids += self._last
-        return ids
+                return False
+        return True
 
     def _learn(self, words: list[str]) -> None:
         """Tokenizes unknown words many at a time: most of what a call costs does not depend on its length."""
@@ -84,7 +99,17 @@ class WordCache:
             for token_id, word in zip(encoding.ids, encoding.word_ids, strict=True):
                 if word is not None:
                     ids_of[word].append(token_id)
-            self._young.update(zip(run, ids_of, strict=True))
+            self._young.update(zip(run, map(pack_ids, ids_of), strict=True))
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as the bytes of an int64 array."""
+    return array("q", ids).tobytes()
+
+
+def unpack_ids(packed: bytes) -> list[int]:
+    """What `pack_ids` packed."""
+    return array("q", packed).tolist()
 
 
 def _is_plain(word: str) -> bool:
