@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import tokenizers
 
 _MAX_WORD_CHARACTERS = 32
-_MAX_TEXT_CHARACTERS = 4096
+_MAX_TEXT_CHARACTERS = 65_536
 _GENERATION_WORDS = 65_536
 _RUN_WORDS = 128
 _SPACE_IN_VOCABULARY = "\u2581"

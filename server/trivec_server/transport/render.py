@@ -29,9 +29,7 @@ Buffer: TypeAlias = bytes | memoryview
 _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 _VARINT_WIDTH = 5
 _ID_VARINT_WIDTH = 3
-_COUNT_WIDTH = 4
 _FLOAT32_ENCODINGS = (VectorEncoding.FLOAT_LIST, VectorEncoding.FLOAT32)
-_MIN_ARRAY_TEXTS = 8
 _MAX_SHORT_ID = 1 << (7 * _ID_VARINT_WIDTH)
 _BYTES_PER_SPARSE_ENTRY = 8
 _BYTES_PER_SPARSE_ENTRY_WITH_TOKEN = 32
@@ -94,9 +92,6 @@ _USAGE_TAG = _tag(_RESPONSE, "usage", _LENGTH_DELIMITED)
 _TIMINGS_TAG = _tag(_RESPONSE, "timings", _LENGTH_DELIMITED)
 _USAGE_TAGS = [_tag(pb.TokenUsage.DESCRIPTOR, name, _VARINT) for name in ("total_tokens", "truncated_texts")]
 _TIMINGS_TAGS = [_tag(pb.Timings.DESCRIPTOR, name, _VARINT) for name in ("tokenize_us", "queue_us", "compute_us")]
-_INDEX_AT = len(_EMBEDDINGS_TAG) + _VARINT_WIDTH + len(_INDEX_TAG)
-_TOKEN_COUNT_AT = _INDEX_AT + _COUNT_WIDTH + len(_TOKEN_COUNT_TAG)
-_TRUNCATED_AT = _TOKEN_COUNT_AT + _COUNT_WIDTH + len(_TRUNCATED_TAG)
 _STREAM_RESPONSE_TAG = _tag(pb.EmbedStreamResponse.DESCRIPTOR, "response", _LENGTH_DELIMITED)
 
 
@@ -114,11 +109,10 @@ def render_embeddings(
 
     Each buffer is a complete run of field bytes, so joined with the other fields' bytes they make the message.
     """
-    texts = len(result.lengths) if parts is None else len(parts)
     is_dense_only = result.sparse is None and result.multi_vector is None
-    if result.dense is not None and is_dense_only and texts >= _MIN_ARRAY_TEXTS:
+    if result.dense is not None and is_dense_only and options.encoding is not VectorEncoding.INT8:
         first, last = (parts[0].index, parts[-1].index + 1) if parts is not None else (0, len(result.lengths))
-        return [_render_dense_only(result, result.dense[first:last], options.encoding, first, first_index)]
+        return _dense_only_fields(result, result.dense, options.encoding, first, last, first_index)
     if parts is None:
         parts = [whole_part(result, index) for index in range(len(result.lengths))]
     dense = None if result.dense is None else _DenseFields(result.dense, options.encoding)
@@ -249,7 +243,7 @@ class _DenseFields:
     def __init__(self, dense: NDArray[np.float32], encoding: VectorEncoding) -> None:
         self._payloads, scales = _payload(dense, encoding)
         self._scales = None if scales is None else scales.tolist()
-        self._prefix, self._width = _dense_prefix(dense.shape[1], encoding, scales is not None)
+        self._prefix, self._width = _dense_prefix(dense.shape[1], encoding, has_scale=scales is not None)
 
     def field(self, index: int) -> list[Buffer]:
         """The buffers of one text's field."""
@@ -260,7 +254,7 @@ class _DenseFields:
 
 
 @lru_cache(maxsize=256)
-def _dense_prefix(dimension: int, encoding: VectorEncoding, has_scale: bool) -> tuple[bytes, int]:
+def _dense_prefix(dimension: int, encoding: VectorEncoding, *, has_scale: bool) -> tuple[bytes, int]:
     """All of the field `dense` before its payload, and the payload's bytes; a scale comes after it."""
     payload = bytes_per_row(dimension, encoding)
     header = _vector_header("DenseVector", (("dimension", dimension),), encoding, payload)
@@ -276,45 +270,27 @@ def _payload(vectors: NDArray[np.float32], encoding: VectorEncoding) -> tuple[me
     return packed.data.reshape(-1).data, packed.scales
 
 
-def _render_dense_only(
-    result: EmbedResult, dense: NDArray[np.float32], encoding: VectorEncoding, first: int, first_index: int
-) -> memoryview:
-    """
-    The embeddings of texts `first` and following, of which there is nothing but `dense` [B, D]. With padded varints
-    every one has the same width and all but counts and numbers in common, so that they are written as one array.
-    """
-    packed = pack(dense, encoding)
-    prefix, suffix = _dense_only_frame(dense.shape[1], encoding, packed.scales is not None)
-    data_at = len(prefix)
-    scale_at = data_at + packed.data.shape[1] + len(suffix)
-    last = first + len(dense)
-    out = np.empty((len(dense), scale_at + (0 if packed.scales is None else 4)), np.uint8)
-    out[:, :data_at] = np.frombuffer(prefix, np.uint8)
-    out[:, _INDEX_AT : _INDEX_AT + _COUNT_WIDTH] = _padded_varints(np.arange(first, last) + first_index, _COUNT_WIDTH)
-    out[:, _TOKEN_COUNT_AT : _TOKEN_COUNT_AT + _COUNT_WIDTH] = _padded_varints(result.lengths[first:last], _COUNT_WIDTH)
-    out[:, _TRUNCATED_AT] = result.truncated[first:last]
-    out[:, data_at : data_at + packed.data.shape[1]] = packed.data
-    if packed.scales is not None:
-        out[:, scale_at - len(suffix) : scale_at] = np.frombuffer(suffix, np.uint8)
-        out[:, scale_at:] = packed.scales.view(np.uint8).reshape(-1, 4)
-    return out.reshape(-1).data
+def _dense_only_fields(
+    result: EmbedResult, dense: NDArray[np.float32], encoding: VectorEncoding, first: int, last: int, first_index: int
+) -> list[Buffer]:
+    """The embeddings of texts `first` to `last`, of which there is nothing but `dense` [B, D], not INT8."""
+    payloads, _ = _payload(dense[first:last], encoding)
+    prefix, width = _dense_prefix(dense.shape[1], encoding, has_scale=False)
+    counts = zip(result.lengths[first:last].tolist(), result.truncated[first:last].tolist(), strict=True)
+    buffers: list[Buffer] = []
+    at = 0
+    for index, (token_count, truncated) in enumerate(counts, start=first_index + first):
+        buffers.append(_dense_only_header(index, token_count, truncated, prefix, width))
+        buffers.append(payloads[at : at + width])
+        at += width
+    return buffers
 
 
-@lru_cache(maxsize=256)
-def _dense_only_frame(dimension: int, encoding: VectorEncoding, has_scale: bool) -> tuple[bytes, bytes]:
-    """What stands before the payload of an embedding with a dense vector alone, counts left blank, and after it."""
-    payload = bytes_per_row(dimension, encoding)
-    header = _vector_header("DenseVector", (("dimension", dimension),), encoding, payload)
-    suffix = _DENSE_SCALE_TAG if has_scale else b""
-    dense_size = len(header) + payload + (len(suffix) + 4 if has_scale else 0)
-    dense = _DENSE_TAG + _wide_varint(dense_size) + header
-    counts = _INDEX_TAG + bytes(_COUNT_WIDTH) + _TOKEN_COUNT_TAG + bytes(_COUNT_WIDTH) + _TRUNCATED_TAG + b"\0"
-    size = len(counts) + len(_DENSE_TAG) + _VARINT_WIDTH + dense_size
-    return _EMBEDDINGS_TAG + _wide_varint(size) + counts + dense, suffix
-
-
-def _wide_varint(value: int) -> bytes:
-    return _padded_varints(np.array(value), _VARINT_WIDTH).tobytes()
+@lru_cache(maxsize=65_536)
+def _dense_only_header(index: int, token_count: int, truncated: bool, dense_prefix: bytes, width: int) -> bytes:
+    """All of an embedding before the numbers of its dense vector, the field's tag and length included."""
+    header = _header(index, token_count, truncated) + dense_prefix
+    return _EMBEDDINGS_TAG + varint(len(header) + width) + header
 
 
 def _sparse_field(row: SparseRow, tokens: Sequence[str]) -> list[Buffer]:
