@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 from trivec_server.errors import LoadError
 from trivec_server.serving.tokenizer import Tokenizer, truncate
 from trivec_server.serving.word_cache import pack_ids, unpack_ids
@@ -161,3 +162,57 @@ def test_special_tokens_with_other_ids_are_refused(path: Path, tmp_path: Path) -
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(LoadError, match="special token <s> has id 2, must be 0"):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+PIECES = [
+    "hello",
+    "world",
+    "the",
+    "a",
+    "b",
+    "人",
+    "工智",
+    "é",
+    "e\u0301",
+    "ﬁ",
+    "Ａ",
+    "\ufffd",
+    "~",
+    "🙂",
+    "🏻",
+    "¨",
+    "▁",
+]
+PIECES += ["<s>", "<", "s>", "\u3000", "\u200d", "\u0301", "1", ",", "a" * 40]
+words = st.lists(st.sampled_from(PIECES), max_size=3).map("".join)
+sentences = st.lists(words, max_size=6).map(" ".join)
+
+
+@pytest.fixture(scope="module", params=["always", "first", "split"])
+def metaspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """As BGE-M3's: a normalizer that makes spaces of some characters and nothing of others, words split at spaces."""
+    path = tmp_path_factory.mktemp("metaspace") / "tokenizer.json"
+    write_tiny_tokenizer(path)
+    built = tokenizers.Tokenizer.from_file(str(path))
+    built.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace("\ufffd", " "), normalizers.Replace("~", "")]
+    )
+    if request.param == "split":
+        built.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    else:
+        built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=request.param)
+    built.save(str(path))
+    return Tokenizer(path)
+
+
+@given(st.lists(sentences, min_size=1, max_size=4))
+def test_what_is_remembered_of_earlier_texts_changes_no_ids(metaspace: Tokenizer, batch: list[str]) -> None:
+    """Encode remembers words over all examples; `tokenize` asks the library's tokenizer anew each time."""
+    expected = [metaspace.tokenize(text, InputType.NONE, 10_000, Truncation.ERROR).ids for text in batch]
+    assert unpacked(metaspace.encode(batch, InputType.NONE)) == expected
+
+
+def test_a_character_that_becomes_a_space_does_not_spoil_the_words_learnt_beside_it(metaspace: Tokenizer) -> None:
+    expected = [metaspace.tokenize(text, InputType.NONE, 99, Truncation.ERROR).ids for text in ("w\ufffdr", "lord")]
+    metaspace.encode(["w\ufffdr lord a\ufffdb dole\ufffd"], InputType.NONE)
+    assert unpacked(metaspace.encode(["w\ufffdr", "lord"], InputType.NONE)) == expected

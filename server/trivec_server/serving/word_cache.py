@@ -37,6 +37,7 @@ class WordCache:
         self._young: dict[str, bytes] = {}
         self._old: dict[str, bytes] = {}
         self._splits_words = _splits_words(tokenizer)
+        self._normalize = str if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """Packed token ids of each text, special tokens included, not truncated."""
@@ -84,7 +85,7 @@ class WordCache:
             known = old.get(word)
             if known is not None:
                 young[word] = known
-            elif _is_plain(word):
+            elif self._is_plain(word):
                 unknown[word] = None
             else:
                 return False
@@ -101,6 +102,18 @@ class WordCache:
                     ids_of[word].append(token_id)
             self._young.update(zip(run, map(pack_ids, ids_of), strict=True))
 
+    def _is_plain(self, word: str) -> bool:
+        """
+        Whether a word gives the same ids alone as between spaces.
+
+        That leaves out what the normalizer turns into a space or into nothing, marks that would join what stands before
+        the word, the character that stands for a space in the vocabulary, and all that special tokens are made of.
+        """
+        if not 0 < len(word) <= _MAX_WORD_CHARACTERS or not all(map(_is_plain_character, word)):
+            return False
+        normalized = self._normalize(word)
+        return bool(normalized) and all(map(_is_plain_character, normalized))
+
 
 def pack_ids(ids: Sequence[int]) -> bytes:
     """Token ids as the bytes of an int64 array."""
@@ -110,20 +123,6 @@ def pack_ids(ids: Sequence[int]) -> bytes:
 def unpack_ids(packed: bytes) -> list[int]:
     """What `pack_ids` packed."""
     return array("q", packed).tolist()
-
-
-def _is_plain(word: str) -> bool:
-    """
-    Whether a word gives the same ids alone as between spaces.
-
-    That leaves out what a normalizer turns into a space or into nothing, marks that would join what stands before the
-    word, the character that stands for a space in the vocabulary, and all that special tokens are made of.
-    """
-    return (
-        0 < len(word) <= _MAX_WORD_CHARACTERS
-        and all(map(_is_plain_character, word))
-        and all(map(_is_plain_character, unicodedata.normalize("NFKC", word)))
-    )
 
 
 def _is_plain_character(character: str) -> bool:
