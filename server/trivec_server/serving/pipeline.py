@@ -125,7 +125,10 @@ class Pipeline:
         self._enter(ticket)
         try:
             self._send(ticket)
-            await self._outcome(ticket, policy)
+            if task.deadline is None and not policy.timeout_us:
+                await ticket.future
+            else:
+                await self._outcome(ticket, policy)
         finally:
             self._leave(ticket)
         self._metrics.queue_duration_s.observe(ticket.queue_s)
