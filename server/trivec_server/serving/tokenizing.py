@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -112,16 +113,30 @@ class SliceMaker:
         """The slices of one round. A request that is at fault fails alone."""
         started_at = time.monotonic()
         try:
-            slices = self._make(shares)
-        except Exception:  # noqa: BLE001 - concerns these requests only; the thread goes on
-            _log.exception("tokenizer failed")
-            for share in shares:
-                self._fail_share(share, ComputeError("the tokenizer failed on this request"))
+            sequences = iter(self._encode(shares))
+        except BaseException as error:  # noqa: BLE001 - a panic in the tokenizer's native code is no Exception
+            if len(shares) > 1:
+                # The fault is in one of them: each on its own.
+                return [pending for share in shares for pending in self.make([share])]
+            self._fail_share(shares[0], error)
             return []
+        slices = []
+        now = time.monotonic()
+        for share in shares:
+            task = share.ticket.task
+            try:
+                if task.texts:
+                    packed = list(islice(sequences, share.end - share.start))
+                else:
+                    packed = [self._checked_ids(task, index) for index in range(share.start, share.end)]
+                slices.append(self._slice(share, packed, now))
+            except Exception as error:  # noqa: BLE001 - concerns this request only; the thread goes on
+                self._fail_share(share, error)
         self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
         return slices
 
-    def _make(self, shares: Sequence[Share]) -> list[Pending]:
+    def _encode(self, shares: Sequence[Share]) -> list[bytes]:
+        """The packed sequences of all texts in the shares."""
         texts: list[str] = []
         kinds: list[InputType] = []
         for share in shares:
@@ -129,22 +144,7 @@ class SliceMaker:
             if task.texts:
                 texts.extend(task.texts[share.start : share.end])
                 kinds.extend(task.input_types_of(share.start, share.end))
-        sequences = iter(self._tokenizer.encode(texts, kinds) if texts else ())
-        slices = []
-        now = time.monotonic()
-        for share in shares:
-            ticket = share.ticket
-            try:
-                if ticket.task.texts:
-                    pending = self._slice(share, [next(sequences) for _ in range(share.end - share.start)], now)
-                else:
-                    given = range(share.start, share.end)
-                    pending = self._slice(share, [self._checked_ids(ticket.task, index) for index in given], now)
-            except TrivecError as error:
-                self._fail_share(share, error)
-                continue
-            slices.append(pending)
-        return slices
+        return self._tokenizer.encode(texts, kinds) if texts else []
 
     def _slice(self, share: Share, sequences: list[bytes], now: float) -> Pending:
         """Cuts the packed sequences to length and lays them flat; notes lengths on the ticket."""
@@ -202,9 +202,12 @@ class SliceMaker:
                 "fewer texts, ask for a smaller `encoding`, or use EmbedStream"
             )
 
-    def _fail_share(self, share: Share, error: TrivecError) -> None:
+    def _fail_share(self, share: Share, error: BaseException) -> None:
         # The rest of the request must not be tokenized; the event loop hears of it a moment later.
         share.ticket.abandoned = True
+        if not isinstance(error, TrivecError):
+            _log.error("tokenizer failed", request_id=share.ticket.task.request_id, exc_info=error)
+            error = ComputeError("the tokenizer failed on this request")
         self._fail(share.ticket, error)
 
 
