@@ -5,8 +5,10 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import uvloop
 
@@ -21,6 +23,7 @@ from trivec_server.transport.listener import Listener
 _log = get_logger(__name__)
 
 _FORCED_EXIT_CODE = 1
+_CLOSE_S = 1.0
 _GC_ALLOCATIONS = 20_000
 
 
@@ -41,7 +44,8 @@ def serve(
     on_loaded: Callable[[Started], None] = lambda _: None,
 ) -> None:
     """
-    Serves until SIGTERM or SIGINT, then drains and returns. A second signal ends the process at once, with code 1.
+    Serves until SIGTERM or SIGINT, then drains and returns; a thread that is busy beyond the grace, or loading a model,
+    is not waited for: the process then ends here, with code 0. A second signal ends it at once, with code 1.
 
     Raises:
         CommandError: the repository is unusable or a port cannot be bound.
@@ -87,8 +91,10 @@ class _Server:
                         gc.set_threshold(_GC_ALLOCATIONS, 50, 100)
                         self._say_loaded(grpc_port, metrics_port)
                     await stopping
-                    loading.cancel()
+                    still_loading = loading.cancel()
                     await self._drain(listener)
+                    if still_loading:
+                        _leave("a model is still loading")
                     announcing.cancel()
         finally:
             await listener.stop(None)
@@ -132,6 +138,18 @@ class _Server:
         _log.info("draining", pause_s=self._settings.drain_pause_s, grace_s=self._settings.drain_grace_s)
         await listener.enter_drain()
         await asyncio.sleep(self._settings.drain_pause_s)
+        ends_at = asyncio.get_running_loop().time() + self._settings.drain_grace_s
         await listener.stop(self._settings.drain_grace_s)
-        await self._registry.close()
+        try:
+            async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + _CLOSE_S)):
+                await self._registry.close()
+        except TimeoutError:
+            _leave("an engine is still at work")
         _log.info("stopped")
+
+
+def _leave(reason: str) -> NoReturn:
+    """Ends the process as asked, although a thread is busy that cannot be interrupted; nobody waits for its work."""
+    _log.warning("stopped without waiting any longer", reason=reason)
+    sys.stdout.flush()
+    os._exit(0)

@@ -138,7 +138,7 @@ def _splits_words(tokenizer: tokenizers.Tokenizer) -> bool:
     steps = splitter.get("pretokenizers", [splitter])
     if [step["type"] for step in steps] not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
         return False
-    if not steps[-1].get("split", True) or steps[-1].get("prepend_scheme") not in ("always", "first"):
+    if not steps[-1].get("split", True) or steps[-1].get("prepend_scheme") != "always":
         return False
     # No special token can arise from plain words and spaces.
     return all(

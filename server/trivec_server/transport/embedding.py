@@ -31,6 +31,7 @@ class EmbeddingService:
         self._registry = registry
         self._limits = limits
         self._scope = scope
+        self._stream = EmbedStream(registry, limits, scope)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service's methods, on raw bytes."""
@@ -42,9 +43,12 @@ class EmbeddingService:
             "ListModels": self.list_models,
         }
         handlers = {name: unary(self._scope, name, run) for name, run in methods.items()}
-        stream = EmbedStream(self._registry, self._limits, self._scope)
-        handlers["EmbedStream"] = grpc.stream_stream_rpc_method_handler(stream.serve)
+        handlers["EmbedStream"] = grpc.stream_stream_rpc_method_handler(self._stream.serve)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+
+    def end_streams(self) -> None:
+        """Lets streams answer what they have read, and end."""
+        self._stream.end_all()
 
     async def embed(self, raw: bytes, call: Call) -> bytes:
         """One EmbedRequest to one EmbedResponse."""

@@ -1,5 +1,8 @@
 """The gRPC server: one port with EmbeddingService, health and reflection."""
 
+import asyncio
+from typing import TypeAlias
+
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -11,6 +14,8 @@ from trivec_server.repository.registry import Registry, State, VersionRecord
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.calls import CallScope
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
+
+_WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -26,11 +31,12 @@ class Listener:
         self._settings = settings
         self._registry = registry
         self._server = grpc.aio.server(options=_channel_options(settings))
-        self._health = health_aio.HealthServicer()
+        self._health = _Health()
         self._draining = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        service = EmbeddingService(registry, settings.limits, CallScope(metrics, settings.limits.max_response_bytes))
-        self._server.add_generic_rpc_handlers((service.handler(),))
+        scope = CallScope(metrics, settings.limits.max_response_bytes)
+        self._service = EmbeddingService(registry, settings.limits, scope)
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
@@ -72,8 +78,39 @@ class Listener:
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float | None) -> None:
-        """Accepts no more calls, waits up to `grace_s` for those in flight and cancels the rest. None: at once."""
+        """
+        Accepts no more calls, waits up to `grace_s` for what is in flight and cancels the rest. None: at once.
+
+        Calls that would never end by themselves are ended: health is watched no more, streams read no more requests.
+        """
+        self._health.end_watches()
+        self._service.end_streams()
         await self._server.stop(grace_s)
+
+
+class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is not typed
+    """Health whose watches can be ended: a watching client would hold up each stop of the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _WatchContext) -> None:  # noqa: N802
+        """As in the library, in a task of its own."""
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.wait([watch])
+        finally:
+            self._watches.discard(watch)
+            watch.cancel()
+        if not watch.cancelled():
+            watch.result()
+
+    def end_watches(self) -> None:
+        """Ends all watches under way, with status OK: clients then watch another server."""
+        for watch in self._watches:
+            watch.cancel()
 
 
 def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:

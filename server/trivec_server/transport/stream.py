@@ -15,7 +15,7 @@ import grpc
 from google.rpc import status_pb2
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_server.errors import InvalidRequest
+from trivec_server.errors import InvalidRequest, Unavailable
 from trivec_server.repository.registry import ReadyVersion, Registry
 from trivec_server.serving.portions import Totals, estimated_result_bytes, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
@@ -36,28 +36,46 @@ class EmbedStream:
         self._registry = registry
         self._limits = limits
         self._scope = scope
+        self._reading: set[asyncio.Task[None]] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Context) -> None:
         """Serves one call until the client has sent its last request and every answer is written."""
         call = self._scope.open("EmbedStream", context)
-        room = _Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
-        writing = asyncio.Lock()
         try:
-            async with asyncio.TaskGroup() as requests:
-                while True:
-                    await room.wait_for_slot()
-                    # The stubs leave out that read() gives grpc.aio.EOF at the end.
-                    raw: object = await context.read()
-                    if not isinstance(raw, bytes):
-                        break
-                    message = _StreamMessage(self, raw, call, context, writing)
-                    size = message.result_bytes
-                    await room.take(size)
-                    requests.create_task(message.answer()).add_done_callback(partial(room.give_back, size))
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(call, context, tasks))
+                self._reading.add(reading)
         except asyncio.CancelledError:
             self._scope.close(call, grpc.StatusCode.CANCELLED.name)
             raise
-        self._scope.close(call, grpc.StatusCode.OK.name)
+        finally:
+            self._reading.discard(reading)
+        if not reading.cancelled():
+            self._scope.close(call, grpc.StatusCode.OK.name)
+            return
+        status = self._scope.failed(call, Unavailable("the server is shutting down; send the rest on a new stream"))
+        self._scope.close(call, status.code.name)
+        await context.abort(status.code, status.rich.message, status.trailing_metadata(call.request_id))
+
+    def end_all(self) -> None:
+        """Reads no more requests: every stream under way ends once those it has read are answered."""
+        for reading in self._reading:
+            reading.cancel()
+
+    async def _read(self, call: Call, context: Context, answers: asyncio.TaskGroup) -> None:
+        """Reads requests as there is room for them and begins to answer them, until the client has sent its last."""
+        room = _Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
+        writing = asyncio.Lock()
+        while True:
+            await room.wait_for_slot()
+            # The stubs leave out that read() gives grpc.aio.EOF at the end.
+            raw: object = await context.read()
+            if not isinstance(raw, bytes):
+                return
+            message = _StreamMessage(self, raw, call, context, writing)
+            size = message.result_bytes
+            await room.take(size)
+            answers.create_task(message.answer()).add_done_callback(partial(room.give_back, size))
 
     def prepare(self, message: pb.EmbedStreamRequest, call: Call, size_bytes: int) -> tuple[ReadyVersion, EmbedTask]:
         """The version and the task of one message."""
