@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 import numpy as np
+import trustme
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -34,8 +36,23 @@ DIMENSION = 12
 CHUNK_ROWS = 3
 """Rows of a multi-vector in one message of EmbedStream."""
 SERVICE = "trivec.v1.EmbeddingService"
-CERTIFICATE = Path(__file__).with_name("trivec-test-cert.pem")
-KEY = Path(__file__).with_name("trivec-test-key.pem")
+TLS_NAME = "trivec-test"
+
+
+@cache
+def _issued() -> tuple[bytes, bytes, bytes]:
+    """A certificate authority of this run, and a server's key and certificate of it, in PEM."""
+    authority = trustme.CA()
+    server = authority.issue_cert(TLS_NAME)
+    chain = b"".join(part.bytes() for part in server.cert_chain_pems)
+    return authority.cert_pem.bytes(), server.private_key_pem.bytes(), chain
+
+
+def write_authority(directory: Path) -> Path:
+    """The PEM file of the authority that a client of the scripted server has to trust."""
+    path = directory / "authority.pem"
+    path.write_bytes(_issued()[0])
+    return path
 
 
 @dataclass(frozen=True)
@@ -341,7 +358,7 @@ async def serve(
     await health_servicer.set("broken", health_pb2.HealthCheckResponse.NOT_SERVING)
     address = f"127.0.0.1:{port}"
     if tls:
-        pair = (KEY.read_bytes(), CERTIFICATE.read_bytes())
+        pair = _issued()[1:]
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     else:
         port = server.add_insecure_port(address)

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +26,9 @@ from trivec_client import (
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.scripted_server import (
-    CERTIFICATE,
     CHUNK_ROWS,
     DIMENSION,
+    TLS_NAME,
     Script,
     dense_of,
     rows_of,
@@ -35,6 +36,7 @@ from tests.rpc.scripted_server import (
     serve,
     token_count,
     weights_of,
+    write_authority,
 )
 
 TEXTS = ["人工智能", "vector search", "", "😀 emoji", "a", "Пошук"]
@@ -361,9 +363,9 @@ async def test_metadata_and_the_programs_name_are_sent(kind: Kind, target: str, 
     assert str(script.metadata[0]["user-agent"]).startswith("trivec-python/")
 
 
-async def test_tls_with_a_certificate_authority_of_ones_own(kind: Kind, script: Script) -> None:
+async def test_tls_with_a_certificate_authority_of_ones_own(kind: Kind, script: Script, tmp_path: Path) -> None:
     async with serve(script, tls=True) as target:
-        tls = Tls(ca_file=CERTIFICATE, server_name="trivec-test")
+        tls = Tls(ca_file=write_authority(tmp_path), server_name=TLS_NAME)
         async with connect(kind, target, tls=tls) as client:
             output = await client.call("encode", "a")
     np.testing.assert_array_equal(output["dense_vecs"], dense_of("a"))
@@ -371,7 +373,7 @@ async def test_tls_with_a_certificate_authority_of_ones_own(kind: Kind, script: 
 
 async def test_half_a_client_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="certificate_file and key_file belong together"):
-        Tls(certificate_file=CERTIFICATE)
+        Tls(certificate_file=Path("client.pem"))
 
 
 async def test_score_gives_every_passage_in_order(client: AnyClient) -> None:

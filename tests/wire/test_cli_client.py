@@ -22,8 +22,8 @@ from trivec_server.cli_client import COMMANDS
 
 from tests import command_line, serving_process
 from tests.rpc.scripted_server import (
-    CERTIFICATE,
     DIMENSION,
+    TLS_NAME,
     Failure,
     Script,
     dense_of,
@@ -31,6 +31,7 @@ from tests.rpc.scripted_server import (
     serve,
     token_count,
     weights_of,
+    write_authority,
 )
 
 TEXTS = ["人工智能", "vector search", "", "😀 emoji"]
@@ -303,10 +304,10 @@ async def test_health_of_no_server_is_one_line_that_names_it(trivec: Trivec, scr
     assert run.err.count("\n") == 1
 
 
-async def test_tls_options_reach_the_server(trivec: Trivec, script: Script) -> None:
+async def test_tls_options_reach_the_server(trivec: Trivec, script: Script, tmp_path: Path) -> None:
     async with serve(script, tls=True) as target:
         run = await trivec.run(
-            "health", "--tls-ca", str(CERTIFICATE), "--tls-server-name", "trivec-test", target=target
+            "health", "--tls-ca", str(write_authority(tmp_path)), "--tls-server-name", TLS_NAME, target=target
         )
     assert (run.code, run.out) == (0, "SERVING\n")
 
