@@ -1,6 +1,7 @@
 """The gRPC server: one port with EmbeddingService, health and reflection."""
 
 import asyncio
+import socket
 from typing import TypeAlias
 
 import grpc
@@ -52,11 +53,13 @@ class Listener:
         host = self._settings.host
         address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
         try:
+            _check_address(host, self._settings.grpc_port)
             port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise CommandError(
-                f"cannot listen on {address}: the port is in use or the address is not this machine's; stop the other "
-                "program or choose another with --grpc-port"
+                f"cannot listen on {address}: {reason}; stop the program that uses it, or choose another address with "
+                "--grpc-port and --host"
             ) from error
         await self._server.start()
         return port
@@ -111,6 +114,25 @@ class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is
         """Ends all watches under way, with status OK: clients then watch another server."""
         for watch in self._watches:
             watch.cancel()
+
+
+def _check_address(host: str, port: int) -> None:
+    """
+    Asks the system for the address, because gRPC tells the reason of a refusal to nobody but stderr.
+
+    Raises:
+        OSError: nothing can listen there.
+    """
+    refusal = OSError("no such address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return
+        except OSError as error:
+            refusal = error
+    raise refusal
 
 
 def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
