@@ -18,6 +18,9 @@ from trivec_server.settings import Limits, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
 _DEFAULTS = ServeSettings()
+_MESSAGE_SIZES = ("max_request_bytes", "max_response_bytes", "max_chunk_bytes")
+_MAX_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's own limit."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -81,7 +84,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(Limits)):
         flag = "--" + field.name.replace("_", "-")
         default = getattr(defaults, field.name)
-        command = option(flag, texts[field.name], type=click.IntRange(min=1), default=default)(command)
+        most = _MAX_MESSAGE_BYTES if field.name in _MESSAGE_SIZES else None
+        command = option(flag, texts[field.name], type=click.IntRange(1, most), default=default)(command)
     return command
 
 

@@ -44,6 +44,7 @@ class ScriptedProcess:
             first, *rest = self.said.get(timeout=PATIENCE_S).split()
             if first == word:
                 return rest
+            assert first != "ended", f"the process ended before it said {word}: {self.log}"
 
     def tell(self, command: str) -> None:
         assert self.process.stdin is not None

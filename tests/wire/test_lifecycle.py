@@ -186,6 +186,33 @@ def test_a_port_in_use_is_one_line_that_names_it(tmp_path: Path, flag: str) -> N
     assert flag in line
 
 
+@pytest.mark.parametrize("flag", ["--max-request-bytes", "--max-response-bytes", "--max-chunk-bytes"])
+def test_a_message_size_beyond_grpcs_own_limit_is_one_line(repository: Path, flag: str) -> None:
+    finished = trivec("serve", "--model-repository", repository, flag, "2147483648")
+    assert finished.code == 2
+    (line,) = finished.err.splitlines()
+    assert flag in line
+    assert "2147483647" in line
+
+
+def test_a_duration_beyond_grpcs_own_limit_stands_for_ever(repository: Path) -> None:
+    with (
+        scripted_process(
+            repository, keepalive_time_s=1e12, max_connection_age_s=1e12, max_connection_age_grace_s=1e12
+        ) as server,
+        Client(server) as client,
+    ):
+        assert len(client.embed("w10").result(60).embeddings) == 1
+
+
+def test_a_host_that_is_not_this_machines_is_one_line(repository: Path) -> None:
+    finished = trivec("serve", "--model-repository", repository, "--host", "203.0.113.1", "--metrics-port", "0")
+    assert finished.code == 1
+    (line,) = finished.err.splitlines()
+    assert "203.0.113.1" in line
+    assert "--host" in line
+
+
 def test_a_repository_that_is_missing_is_one_line(tmp_path: Path) -> None:
     finished = trivec("serve", "--model-repository", tmp_path / "absent", "--grpc-port", "0", "--metrics-port", "0")
     assert finished.code == 1
