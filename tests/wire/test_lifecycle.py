@@ -186,12 +186,11 @@ def test_a_port_in_use_is_one_line_that_names_it(tmp_path: Path, flag: str) -> N
     assert flag in line
 
 
-@pytest.mark.parametrize("flag", ["--max-request-bytes", "--max-response-bytes", "--max-chunk-bytes"])
-def test_a_message_size_beyond_grpcs_own_limit_is_one_line(repository: Path, flag: str) -> None:
-    finished = trivec("serve", "--model-repository", repository, flag, "2147483648")
+def test_a_message_size_beyond_grpcs_own_limit_is_one_line(repository: Path) -> None:
+    finished = trivec("serve", "--model-repository", repository, "--max-request-bytes", "2147483648")
     assert finished.code == 2
     (line,) = finished.err.splitlines()
-    assert flag in line
+    assert "--max-request-bytes" in line
     assert "2147483647" in line
 
 
@@ -211,13 +210,6 @@ def test_a_host_that_is_not_this_machines_is_one_line(repository: Path) -> None:
     (line,) = finished.err.splitlines()
     assert "203.0.113.1" in line
     assert "--host" in line
-
-
-def test_a_repository_that_is_missing_is_one_line(tmp_path: Path) -> None:
-    finished = trivec("serve", "--model-repository", tmp_path / "absent", "--grpc-port", "0", "--metrics-port", "0")
-    assert finished.code == 1
-    (line,) = finished.err.splitlines()
-    assert "absent" in line
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -264,10 +256,12 @@ class Requests:
 
 @pytest.fixture(scope="module")
 def serving(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    """`trivec serve` of m3-mini, as a user starts it."""
+    """`trivec serve` of m3-mini, as a user starts it; it must stop as it should, too."""
     log_path = tmp_path_factory.mktemp("serving") / "server.log"
     with serve(mini_repository, "--log-level", "debug", log_path=log_path) as server:
         yield server
+        assert server.stop() == 0
+        assert "stopped" in server.log
 
 
 def scrape(server: ServingProcess) -> dict[str, float]:
@@ -346,9 +340,3 @@ def test_logs_name_the_request_and_never_hold_its_text(serving: ServingProcess) 
         assert request_id in serving.log
     assert SECRET not in serving.log
     assert "Traceback" not in serving.log
-
-
-def test_the_real_server_exits_with_0_on_sigterm(mini_repository: Path, tmp_path: Path) -> None:
-    with serve(mini_repository, log_path=tmp_path / "server.log") as server:
-        assert server.stop() == 0
-        assert "stopped" in server.log
