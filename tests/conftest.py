@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.command_line import trivec
+
+# How long an example takes says something of the machine, nothing of the code.
+settings.register_profile("trivec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trivec")
 
 _BUILT = Path(__file__).parents[1] / "model_repository" / "m3-mini"
 

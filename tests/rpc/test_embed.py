@@ -9,7 +9,7 @@ import pytest
 from trivec.v1 import embedding_pb2 as pb
 from trivec_server.types import Mode
 
-from tests.rpc.running_server import RunningServer, busy_engine, embed, running_server
+from tests.rpc.running_server import RunningServer, busy_engine, embed, running_server, until
 from tests.rpc.scripted_answers import check_embedding, parts_of
 from tests.scripted_engine import Script, expected_dense, expected_multi_vector
 from tests.small_repository import MAX_TOKENS, ids_of, make_repository
@@ -257,6 +257,38 @@ async def test_two_engine_instances_share_a_request(tmp_path: Path) -> None:
     for text, embedding in zip(texts, response.embeddings, strict=True):
         check_embedding(embedding, ids_of(text))
     assert script.closed == 2
+
+
+async def test_requests_wait_for_company_until_a_preferred_size_is_reached(tmp_path: Path) -> None:
+    """An hour would pass otherwise: the delay does not end before the test does."""
+    config = "dynamic_batching { max_queue_delay_microseconds: 3600000000 preferred_batch_size: [4] }\n"
+    script = Script()
+    async with running_server(make_repository(tmp_path, config=config), script) as server:
+        texts = [f"w{20 + number}" for number in range(4)]
+        pipeline = server.pipeline()
+        waiting = [asyncio.ensure_future(embed(server, pb.EmbedRequest(texts=[text]))) for text in texts[:3]]
+        await until(lambda: pipeline.queued_tokens == 9)
+        assert not script.batches
+        last = asyncio.ensure_future(embed(server, pb.EmbedRequest(texts=texts[3:])))
+        for text, response in zip(texts, await asyncio.gather(*waiting, last), strict=True):
+            check_embedding(response.embeddings[0], ids_of(text))
+    assert [len(batch.lengths) for batch in script.batches] == [4]
+
+
+async def test_a_request_without_company_is_served_when_the_delay_has_passed(tmp_path: Path) -> None:
+    config = "dynamic_batching { max_queue_delay_microseconds: 20000 }\n"
+    async with running_server(make_repository(tmp_path, config=config), Script()) as server:
+        check_embedding((await embed(server, pb.EmbedRequest(texts=["w10"]))).embeddings[0], ids_of("w10"))
+
+
+async def test_what_waits_for_company_is_served_when_the_server_stops(tmp_path: Path) -> None:
+    config = "dynamic_batching { max_queue_delay_microseconds: 3600000000 }\n"
+    async with running_server(make_repository(tmp_path, config=config), Script()) as server:
+        pipeline = server.pipeline()
+        call = asyncio.ensure_future(embed(server, pb.EmbedRequest(texts=["w10"])))
+        await until(lambda: pipeline.queued_tokens == 3)
+        await server.registry.close()
+        check_embedding((await call).embeddings[0], ids_of("w10"))
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(server: RunningServer) -> None:

@@ -1,0 +1,12 @@
+"""The event loop of these tests is that of the server as a process; of the client's tests, that of its users."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """The hook of pytest-asyncio; None leaves the choice to it."""
+    return None if item.path.name.startswith("test_client") else {"uvloop": uvloop.new_event_loop}
