@@ -206,14 +206,25 @@ async def test_a_client_that_disappears_leaves_nothing(server: RunningServer, sc
 
 
 async def test_dropped_requests_are_counted_once_each(server: RunningServer, script: Script) -> None:
+    """Also one that is tokenized in several rounds and waits in several slices."""
+    long = " " * 200_000
     async with busy_engine(server, script) as wait_for_tokens:
-        calls = [start(server, *[f"w{word}"] * 20) for word in (10, 11)]
-        await wait_for_tokens(120)
+        calls = [start(server, *[f"w{word}" + long] * 5) for word in (10, 11)]
+        await wait_for_tokens(30)
         for call in calls:
             call.cancel()
         await wait_for_tokens(0)
     await nothing_left(server)
     assert server.metric("trivec_dropped_requests_total") == 2
+
+
+async def test_a_request_at_fault_is_not_counted_as_dropped(server: RunningServer, script: Script) -> None:
+    long = " " * 200_000
+    async with busy_engine(server, script):
+        (outcome,) = await asyncio.gather(start(server, *["w10" + long] * 5, "w10 " * 100), return_exceptions=True)
+        assert "texts[5]" in str(outcome)
+    await nothing_left(server)
+    assert server.metric("trivec_dropped_requests_total") == 0
 
 
 async def test_of_many_requests_cancelled_at_random_all_others_are_answered_right(

@@ -69,7 +69,7 @@ def make_fixture(path: Path, limits: BatchLimits = LIMITS) -> Fixture:
         fail=lambda ticket, error: failures.__setitem__(id(ticket), error),
         metrics=metrics,
     )
-    return Fixture(Batcher("test", limits, slice_maker, metrics), failures)
+    return Fixture(Batcher("test", limits, slice_maker), failures)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from trivec_server.backends.interface import TokenBatch
-from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.selection import BatchLimits, Selection, select
 from trivec_server.serving.ticket import Pending, Ticket
 from trivec_server.serving.tokenizing import Inbox, SliceMaker
@@ -43,13 +42,11 @@ class Batcher:
         name: str,
         limits: BatchLimits,
         slice_maker: SliceMaker,
-        metrics: ModelMetrics,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
         self._slice_maker = slice_maker
-        self._metrics = metrics
         self._clock = clock
         lock = threading.Lock()
         self._engine_may_work = threading.Condition(lock)
@@ -88,7 +85,6 @@ class Batcher:
         with self._engine_may_work:
             kept = [pending for pending in self._queue if not pending.ticket.abandoned]
             if len(kept) < len(self._queue):
-                self._drop(len(self._queue) - len(kept))
                 self._replace_queue(kept)
 
     def take(self) -> Batch | None:
@@ -188,17 +184,12 @@ class Batcher:
             slices.append(part)
             if rest is not None:
                 left.append(rest)
-        self._drop(len(selection.dropped))
         self._replace_queue(left)
         return _form(slices, started_at) if slices else None
 
     def _replace_queue(self, queue: list[Pending]) -> None:
         self._queue = queue
         self._queued_tokens = sum(pending.tokens for pending in queue)
-
-    def _drop(self, count: int) -> None:
-        if count:
-            self._metrics.dropped_requests.inc(count)
 
 
 def halve(batch: Batch) -> tuple[Batch, Batch]:

@@ -76,7 +76,7 @@ class Pipeline:
             fail=self._fail_from_thread,
             metrics=metrics,
         )
-        self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker, metrics)
+        self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker)
         metrics.pending_requests.set_function(lambda: self.pending_requests)
         metrics.queued_tokens.set_function(lambda: self.queued_tokens)
 
@@ -224,9 +224,16 @@ class Pipeline:
         if not ticket.is_complete:
             ticket.abandoned = True
             self._batcher.discard_abandoned()
+            if not ticket.started and _has_nobody_waiting(ticket.future):
+                self._metrics.dropped_requests.inc()
 
     def _fail_from_thread(self, ticket: Ticket, error: TrivecError) -> None:
         self._loop.call_soon_threadsafe(_fail, ticket, error)
+
+
+def _has_nobody_waiting(future: "asyncio.Future[None]") -> bool:
+    """Whether a future ended by cancellation, deadline or timeout, and not by a fault."""
+    return not future.done() or future.cancelled() or isinstance(future.exception(), DeadlineExceeded)
 
 
 def _fail(ticket: Ticket, error: TrivecError) -> None:
