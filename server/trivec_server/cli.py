@@ -153,7 +153,16 @@ def serve(**given: Any) -> None:
         from trivec_server.greeting import greet  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         raise CommandError(f"`trivec serve` needs the package {error.name}: pip install 'trivec[server]'") from error
-    lifecycle.serve(settings, on_loaded=lambda started: click.echo(greet(started)))
+    lifecycle.serve(settings, on_loaded=lambda started: _print(greet(started)))
+
+
+def _print(text: str) -> None:
+    """Prints for whoever reads: a server serves on where nobody does."""
+    try:
+        click.echo(text)
+    except OSError:
+        # Else Python would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 """The server as a process: starting, failing to start, draining, stopping, its metrics and its logs."""
 
 import json
+import os
 import queue
 import re
 import signal
@@ -192,6 +193,32 @@ def test_a_message_size_beyond_grpcs_own_limit_is_one_line(repository: Path) -> 
     (line,) = finished.err.splitlines()
     assert "--max-request-bytes" in line
     assert "2147483647" in line
+
+
+def test_a_server_whose_output_nobody_reads_serves_on(mini_repository: Path, tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = str(free.getsockname()[1])
+    reader, writer = os.pipe()
+    os.close(reader)
+    flags = ["--model-repository", str(mini_repository), "--grpc-port", port, "--metrics-port", "-1"]
+    log_path = tmp_path / "server.log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trivec_server", "serve", *flags, "--drain-pause-s", "0"], stdout=writer, stderr=log
+        )
+    os.close(writer)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            while next(watch).status != SERVING:
+                pass
+            assert EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(texts=["a"])).embeddings
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log_path.read_text()
 
 
 def test_a_duration_beyond_grpcs_own_limit_stands_for_ever(repository: Path) -> None:
