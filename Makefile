@@ -67,6 +67,10 @@ breaking: .venv/.check .venv-stubs/.ready ## Check that the protocol still suits
 bench-overhead: .venv/.test ## Measure the server against a bare grpc.aio server.
 	.venv/bin/python -m benchmarks.overhead $(ARGS)
 
+.PHONY: bench-memory
+bench-memory: .venv/.test ## Measure the server's memory and start; ARGS=--full-size adds BGE-M3's shapes: 7 GB of disk.
+	.venv/bin/python -m benchmarks.memory $(ARGS)
+
 .PHONY: chaos-small
 chaos-small: .venv/.test ## Send 2,000 requests with random cancellations and deadlines.
 	.venv/bin/python -m benchmarks.chaos $(ARGS)
