@@ -1,5 +1,6 @@
 """The command line: arguments and `TRIVEC_*` variables to settings, and one call per command."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from trivec_server.logs import FORMATS, LEVELS, configure_logs
 from trivec_server.settings import Limits, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
+_MAX_LIMIT = 2**31 - 1
+_MAX_SECONDS = 7 * 24 * 3600
 _DEFAULTS = ServeSettings()
 _MESSAGE_SIZES = ("max_request_bytes", "max_response_bytes", "max_chunk_bytes")
 _MAX_MESSAGE_BYTES = 2**31 - 1
@@ -39,6 +42,19 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(f"error: {error}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+class Seconds(click.FloatRange):
+    """A duration; "nan" is a float to Python, but not a duration."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, if it is one."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is not a number of seconds", param, ctx)
+        return number
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -77,6 +93,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "max_queued_texts": "Texts under way, per model version.",
         "max_queued_bytes": "Bytes of requests under way, per model version.",
         "max_queued_tokens": "Tokens waiting for a batch, per model version.",
+        "max_held_bytes": "Bytes of results in memory, per model version.",
+        "max_text_bytes": "Bytes of one text.",
         "max_stream_requests": "Requests under way on one EmbedStream.",
         "max_stream_result_bytes": "Bytes of results held for one EmbedStream.",
     }
@@ -106,31 +124,31 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--drain-pause-s",
     "After SIGTERM: seconds to go on serving with health NOT_SERVING, for balancers to see it.",
-    type=click.FloatRange(min=0),
+    type=Seconds(0, _MAX_SECONDS),
     default=_DEFAULTS.drain_pause_s,
 )
 @option(
     "--drain-grace-s",
     "Then: seconds for the calls in flight to finish.",
-    type=click.FloatRange(min=0),
+    type=Seconds(0, _MAX_SECONDS),
     default=_DEFAULTS.drain_grace_s,
 )
 @option(
     "--keepalive-time-s",
     "Ping an idle connection after so many seconds.",
-    type=click.FloatRange(min=1),
+    type=Seconds(1, _MAX_SECONDS),
     default=_DEFAULTS.keepalive_time_s,
 )
 @option(
     "--max-connection-age-s",
     "Ask clients to reconnect after so many seconds, so that load spreads over new servers.",
-    type=click.FloatRange(min=1),
+    type=Seconds(1, _MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_s,
 )
 @option(
     "--max-connection-age-grace-s",
     "Then: seconds for the connection's calls to finish.",
-    type=click.FloatRange(min=0),
+    type=Seconds(0, _MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_grace_s,
 )
 @option("--log-level", "What to log.", type=click.Choice(LEVELS), default=_DEFAULTS.log_level)
@@ -145,6 +163,8 @@ def serve(**given: Any) -> None:
         load_models=given.pop("load_model"),
         **given,
     )
+    if settings.limits.max_response_bytes < 2 * settings.limits.max_chunk_bytes:
+        raise CommandError("--max-response-bytes must be at least twice --max-chunk-bytes, for a chunk to fit into it")
     configure_logs(settings.log_level, settings.log_format)
     # What gRPC's core writes to stderr by itself (a port in use, say) is said again below in a line of our own.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

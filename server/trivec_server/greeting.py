@@ -10,23 +10,34 @@ _TEXT = "人工智能"
 
 def greet(started: Started) -> str:
     """The lines to print."""
-    target = f"{started.host}:{started.grpc_port}"
+    target = f"{_host_to_call(started.host)}:{started.grpc_port}"
     metrics = f", metrics on port {started.metrics_port}" if started.metrics_port is not None else ""
-    lines = [f"Trivec {version('trivec')} serves gRPC on {target}{metrics}"]
+    host = f"[{started.host}]" if ":" in started.host else started.host
+    lines = [f"Trivec {version('trivec')} serves gRPC on {host}:{started.grpc_port}{metrics}"]
     lines += [f"  {_describe(record)}" for record in started.records]
     ready = [record.key.name for record in started.records if record.state is State.READY]
     if ready:
-        model = f'"model": "{ready[0]}", ' if len(set(ready)) > 1 else ""
+        # Of several models, also ones that failed, none is the default.
+        is_only_one = len({record.key.name for record in started.records}) == 1
+        model = "" if is_only_one else f'"model": "{ready[0]}", '
+        argument = "" if is_only_one else f', model="{ready[0]}"'
         request = f'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
         lines += [
             "Try it:",
             f"  grpcurl -plaintext -d '{request}' {target} trivec.v1.EmbeddingService/Embed",
             "or in Python:",
             "  from trivec_client import TrivecClient",
-            f'  with TrivecClient("{target}") as client:',
+            f'  with TrivecClient("{target}"{argument}) as client:',
             f'      print(client.encode(["{_TEXT}"], return_sparse=True, return_colbert_vecs=True))',
         ]
     return "\n".join(lines)
+
+
+def _host_to_call(host: str) -> str:
+    """A host that a client on this machine can call."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - what was asked for, not what is chosen here
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 def _describe(record: VersionRecord) -> str:

@@ -23,6 +23,8 @@ class Limits:
     max_queued_texts: int = 16_384
     max_queued_bytes: int = 128 * MIB
     max_queued_tokens: int = 2_000_000
+    max_held_bytes: int = 1024 * MIB
+    max_text_bytes: int = MIB
     max_stream_requests: int = 64
     max_stream_result_bytes: int = 64 * MIB
 

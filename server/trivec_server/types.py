@@ -72,7 +72,6 @@ class QueuePolicy:
 
     timeout_action: TimeoutAction = TimeoutAction.REJECT
     timeout_us: int = 0
-    allow_timeout_override: bool = False
     max_queue_size: int = 0
 
 

@@ -7,6 +7,8 @@ import pytest
 import uvloop
 
 
-def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
-    """The hook of pytest-asyncio; None leaves the choice to it."""
-    return None if item.path.name.startswith("test_client") else {"uvloop": uvloop.new_event_loop}
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The hook of pytest-asyncio."""
+    if item.path.name.startswith("test_client"):
+        return {"asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}

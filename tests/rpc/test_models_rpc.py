@@ -47,6 +47,7 @@ async def test_get_model_describes_a_ready_version(tmp_path: Path) -> None:
         max_stream_requests=5,
         batch_token_budget=4096,
         priority_levels=3,
+        max_text_bytes=limits.max_text_bytes,
     )
 
 

@@ -74,7 +74,7 @@ class TestWholeFiles:
         assert batching.max_queue_delay_us == 500
         assert (batching.priority_levels, batching.default_priority_level) == (3, 2)
         assert batching.queue_policy == QueuePolicy(
-            timeout_action=TimeoutAction.DELAY, timeout_us=1000, allow_timeout_override=True, max_queue_size=100
+            timeout_action=TimeoutAction.DELAY, timeout_us=1000, max_queue_size=100
         )
         assert dict(batching.priority_queue_policies) == {1: QueuePolicy(max_queue_size=7)}
         assert batching.token_budget == 16384
@@ -133,7 +133,6 @@ dynamic_batching {
   default_queue_policy {
     timeout_action: DELAY
     default_timeout_microseconds: 1000
-    allow_timeout_override: true
     max_queue_size: 100
   }
   priority_queue_policy { key: 1 value { max_queue_size: 7 } }

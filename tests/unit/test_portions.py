@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trivec_server.serving.pipeline import Pipeline
-from trivec_server.serving.portions import Totals, estimated_result_bytes, portions
-from trivec_server.serving.request import EmbedResult, EmbedTask, Timings
+from trivec_server.serving.portions import Totals, portions
+from trivec_server.serving.request import EmbedResult, EmbedTask, Timings, VectorEncoding
 from trivec_server.types import InputType, Mode
 
 from tests.rpc.running_server import running_server
 from tests.scripted_engine import Script
-from tests.small_repository import MAX_TOKENS, make_repository
+from tests.small_repository import make_repository
 
 TASK = EmbedTask(
     request_id="r",
@@ -35,7 +35,7 @@ async def with_pipeline(tmp_path: Path) -> Pipeline:
 async def test_portions_put_together_are_the_task(tmp_path: Path, task: EmbedTask, max_bytes: int) -> None:
     pipeline = await with_pipeline(tmp_path)
     expected_start = 0
-    for start, portion in portions(task, pipeline, MAX_TOKENS, max_bytes):
+    for start, portion in portions(task, pipeline, max_bytes):
         end = start + portion.text_count
         assert start == expected_start
         assert portion.text_count > 0
@@ -53,27 +53,38 @@ async def test_portions_put_together_are_the_task(tmp_path: Path, task: EmbedTas
 @pytest.mark.parametrize("max_bytes", SIZES)
 async def test_a_portion_is_at_most_as_large_as_asked_or_one_text(tmp_path: Path, max_bytes: int) -> None:
     pipeline = await with_pipeline(tmp_path)
-    for _, portion in portions(TASK, pipeline, MAX_TOKENS, max_bytes):
-        assert estimated_result_bytes(portion, pipeline, MAX_TOKENS) <= max_bytes or portion.text_count == 1
+    for _, portion in portions(TASK, pipeline, max_bytes):
+        assert pipeline.held_bytes(portion) <= max_bytes or portion.text_count == 1
 
 
-async def test_portions_of_a_task_share_its_admitted_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", VectorEncoding)
+async def test_portions_are_sized_by_what_they_hold_not_by_what_is_sent(
+    tmp_path: Path, encoding: VectorEncoding
+) -> None:
+    """Vectors are float32 until they are packed, right before they are written."""
     pipeline = await with_pipeline(tmp_path)
-    sizes = [portion.size_bytes for _, portion in portions(TASK, pipeline, MAX_TOKENS, 3000)]
-    assert len(sizes) > 1
-    assert TASK.size_bytes - len(sizes) <= sum(sizes) <= TASK.size_bytes
+    task = TASK._replace(encoding=encoding)
+    plain = [start for start, _ in portions(TASK, pipeline, 3000)]
+    assert [start for start, _ in portions(task, pipeline, 3000)] == plain
+    assert pipeline.held_bytes(task) == pipeline.held_bytes(TASK)
+
+
+async def test_what_a_portion_counts_for_at_admission_is_its_own_texts(tmp_path: Path) -> None:
+    pipeline = await with_pipeline(tmp_path)
+    for _, portion in portions(TASK, pipeline, 3000):
+        assert portion.size_bytes == sum(map(len, portion.texts))
 
 
 async def test_a_task_that_fits_is_one_portion_itself(tmp_path: Path) -> None:
     pipeline = await with_pipeline(tmp_path)
-    assert list(portions(TASK, pipeline, MAX_TOKENS, 10**9)) == [(0, TASK)]
+    assert list(portions(TASK, pipeline, 10**9)) == [(0, TASK)]
 
 
 async def test_no_text_is_estimated_longer_than_max_tokens(tmp_path: Path) -> None:
     pipeline = await with_pipeline(tmp_path)
     long = TASK._replace(texts=["x" * 100_000])
-    assert estimated_result_bytes(long, pipeline, 64) == pipeline.result_bytes(long, 1, 64)
-    assert estimated_result_bytes(long._replace(max_tokens=8), pipeline, 64) == pipeline.result_bytes(long, 1, 8)
+    assert pipeline.held_bytes(long) == pipeline.held_bytes(long._replace(texts=["x" * 1000]))
+    assert pipeline.held_bytes(long._replace(max_tokens=8)) < pipeline.held_bytes(long)
 
 
 def test_totals_add_tokens_and_keep_the_longest_of_each_duration() -> None:

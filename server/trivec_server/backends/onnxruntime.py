@@ -5,6 +5,7 @@ It runs the three-output graph that `graph.py` writes: `input_ids` and `attentio
 head in; `dense` [B, D], `token_weights` [B, T] and `multi_vector` [B, T - 1, D] out, all float32.
 """
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from trivec_server.errors import LoadError
 from trivec_server.types import PAD_TOKEN_ID, InstanceKind, Mode
 
 _CPU_TOKEN_BUDGET = 1024
+_TRIM_TOKENS = 256
+"""Batches from this size on take so long that 2 ms for giving memory back do not count."""
+_LIBC = ctypes.CDLL(None)
 _OUTPUT_NAMES = {Mode.DENSE: "dense", Mode.SPARSE: "token_weights", Mode.MULTI_VECTOR: "multi_vector"}
 _REQUIRED_METADATA = (
     "trivec.pooling",
@@ -37,6 +41,8 @@ def build_onnxruntime(request: EngineRequest) -> Engine:
     """
     if request.kind is InstanceKind.GPU:
         raise LoadError("instance_group asks for KIND_GPU; the onnxruntime engine runs on the CPU: set KIND_CPU")
+    if request.device_index is not None:
+        raise LoadError("instance_group names `gpus`; the onnxruntime engine runs on the CPU: remove them")
     return OnnxRuntimeEngine(request.version_dir / "model.onnx", request.intra_op_threads)
 
 
@@ -51,8 +57,7 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         # The heads' flags are inputs with defaults, of which ONNX Runtime would warn.
         options.log_severity_level = 3
-        # The arena keeps the largest batch's memory for good; lengths vary too much for memory patterns to pay.
-        options.enable_cpu_mem_arena = False
+        # Lengths vary too much for memory patterns to pay.
         options.enable_mem_pattern = False
         # Idle threads must leave their cores to the tokenizer and the event loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -62,6 +67,10 @@ class OnnxRuntimeEngine:
             reason = str(error).splitlines()[0]
             raise LoadError(f"{path.name} cannot be loaded by ONNX Runtime ({reason}); pull the model again") from error
         self._info = _read_info(self._session, path)
+        self._run_options = onnxruntime.RunOptions()
+        # Without this the arena would keep what the largest batch ever took; without an arena every run would ask the
+        # system for its memory piece by piece, which takes longer than the arithmetic of a long text.
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @property
     def info(self) -> EngineInfo:
@@ -83,25 +92,40 @@ class OnnxRuntimeEngine:
             arrays = self._session.run(
                 [_OUTPUT_NAMES[mode] for mode in wanted],
                 {"input_ids": input_ids, "attention_mask": attention_mask, **flags},
+                self._run_options,
             )
         except Exception as error:
             if "allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise MemoryError("ONNX Runtime could not allocate memory") from error
             raise
+        if input_ids.size >= _TRIM_TOKENS:
+            _give_memory_back()
         outputs: dict[Mode, NDArray[np.float32]] = dict(zip(wanted, arrays, strict=True))
         weights = outputs.get(Mode.SPARSE)
         vectors = outputs.get(Mode.MULTI_VECTOR)
         return EngineOutput(
             dense=outputs.get(Mode.DENSE),
             token_weights=None if weights is None else weights[attention_mask.astype(np.bool_)],
-            multi_vector=None
-            if vectors is None
-            else [vectors[row, : length - 1] for row, length in enumerate(batch.lengths.tolist())],
+            multi_vector=None if vectors is None else _unpadded(vectors, batch.lengths.tolist()),
         )
 
     def close(self) -> None:
         """Releases the session."""
         del self._session
+
+
+def _give_memory_back() -> None:
+    """Lets glibc return freed memory to the system, which it otherwise keeps; other C libraries have no such call."""
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _unpadded(vectors: NDArray[np.float32], lengths: list[int]) -> list[NDArray[np.float32]]:
+    """Each text's rows of [B, T - 1, D]; copies where there are several, or each would keep the others in memory."""
+    if len(lengths) == 1:
+        return [vectors[0]]
+    return [vectors[row, : length - 1].copy() for row, length in enumerate(lengths)]
 
 
 def _pad(batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

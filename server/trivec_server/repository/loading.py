@@ -8,6 +8,7 @@ import numpy as np
 
 from trivec_server.backends.interface import Engine, EngineFactory, EngineInfo, EngineRequest, TokenBatch
 from trivec_server.errors import LoadError
+from trivec_server.logs import get_logger
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
@@ -23,6 +24,8 @@ from trivec_server.types import (
     ModelVersion,
     Warmup,
 )
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,7 @@ def _check_agreement(settings: ModelSettings, manifest: Manifest, info: EngineIn
     model = manifest.model
     said = (
         ("pooling", settings.pooling, model.pooling, info.pooling),
-        ("precision", settings.precision, model.precision, model.precision),
+        ("precision", settings.precision, info.precision, info.precision),
         ("dense dimension", settings.dense_dimension, model.dense_dimension, info.dense_dimension),
         (
             "multi_vector dimension",
@@ -154,5 +157,6 @@ def _warm_up(device: Device, warmups: tuple[Warmup, ...], max_tokens: int) -> No
         batch = TokenBatch(
             np.array(sequence * warmup.batch_size, np.int64), np.full(warmup.batch_size, tokens, np.int64)
         )
+        _log.info("warm-up", name=warmup.name, texts=warmup.batch_size, tokens=tokens, batches=warmup.count)
         for _ in range(warmup.count):
             device.run_once(batch, Mode.HYBRID)

@@ -243,10 +243,14 @@ class _Reader:
         if policy.timeout_action not in _TIMEOUT_ACTIONS:
             field = f"dynamic_batching.{name}.timeout_action"
             raise self._error(field, f"{policy.timeout_action} is not REJECT or DELAY")
+        if policy.allow_timeout_override:
+            self._warn(
+                f"dynamic_batching.{name}.allow_timeout_override",
+                f"{NO_EFFECT}: a request's own deadline always shortens its wait",
+            )
         return QueuePolicy(
             timeout_action=_TIMEOUT_ACTIONS[policy.timeout_action],
             timeout_us=policy.default_timeout_microseconds,
-            allow_timeout_override=policy.allow_timeout_override,
             max_queue_size=policy.max_queue_size,
         )
 

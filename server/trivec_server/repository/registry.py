@@ -5,6 +5,7 @@ import enum
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
@@ -209,6 +210,7 @@ class Registry:
             max_tokens=loaded.max_tokens,
             limits=self._settings.limits,
             metrics=self._metrics.model(key),
+            on_failure=partial(self._refuse, key, "an engine's thread has failed; the server's log says why"),
         )
         pipeline.start()
         duration_s = time.monotonic() - started_at

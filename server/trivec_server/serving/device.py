@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,17 @@ from trivec_server.types import Mode
 _log = get_logger(__name__)
 
 
+class DeviceOwner(Protocol):
+    """What a device tells of: results on the event loop, and its own end if it fails."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where results are delivered."""
+
+    def device_failed(self) -> None:
+        """Called on the event loop if the device's thread ends by an error."""
+
+
 class Device:
     """
     One engine instance on its own thread. `start` builds the engine there and waits for it; `serve` lets it pull
@@ -32,7 +44,7 @@ class Device:
     def __init__(self, name: str, build: Callable[[], Engine]) -> None:
         self._build = build
         self._built: Future[EngineInfo] = Future()
-        self._work: Future[tuple[Batcher, ModelMetrics, asyncio.AbstractEventLoop]] = Future()
+        self._work: Future[tuple[Batcher, ModelMetrics, DeviceOwner]] = Future()
         self._checks: list[tuple[TokenBatch, Mode, Future[EngineOutput]]] = []
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -55,10 +67,10 @@ class Device:
             self._wake.notify()
         return result.result()
 
-    def serve(self, batcher: Batcher, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins to pull batches; results are delivered on `loop`."""
+    def serve(self, batcher: Batcher, metrics: ModelMetrics, owner: "DeviceOwner") -> None:
+        """Begins to pull batches; results are delivered on the owner's event loop."""
         with self._wake:
-            self._work.set_result((batcher, metrics, loop))
+            self._work.set_result((batcher, metrics, owner))
             self._wake.notify()
 
     def close(self) -> None:
@@ -82,14 +94,20 @@ class Device:
         try:
             self._run_checks(engine)
             if not self._work.cancelled():
-                batcher, metrics, loop = self._work.result()
-                runner = _BatchRunner(engine, batcher, metrics, loop)
-                while (batch := batcher.take()) is not None:
-                    runner.run(batch)
-                    # Held references would keep the last results alive while this thread waits.
-                    del batch
+                self._serve(engine, *self._work.result())
         finally:
             engine.close()
+
+    def _serve(self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, owner: "DeviceOwner") -> None:
+        runner = _BatchRunner(engine, batcher, metrics, owner.loop)
+        try:
+            while (batch := batcher.take()) is not None:
+                runner.run(batch)
+                # Held references would keep the last results alive while this thread waits.
+                del batch
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would serve this queue any more
+            _log.error("engine thread failed", exc_info=error)
+            owner.loop.call_soon_threadsafe(owner.device_failed)
 
     def _run_checks(self, engine: Engine) -> None:
         """Runs single batches until `serve` or `close` is called."""
@@ -120,13 +138,14 @@ class _BatchRunner:
         """One batch. A failure concerns the requests in it and no others; this thread goes on."""
         started_at = time.monotonic()
         try:
-            output = self._engine.run(batch.tokens, batch.modes)
+            try:
+                output = self._engine.run(batch.tokens, batch.modes)
+            except MemoryError:
+                self._run_smaller(batch)
+                return
             compute_s = time.monotonic() - started_at
             self._observe(batch, compute_s)
             finished, failed = self._distribute(batch, output, compute_s)
-        except MemoryError:
-            self._run_smaller(batch)
-            return
         except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
             request_ids = [pending.ticket.task.request_id for pending in batch.slices]
             _log.exception("batch failed", request_ids=request_ids, texts=len(batch.tokens.lengths))
@@ -180,7 +199,7 @@ class _BatchRunner:
                 modes = ticket.task.modes
                 is_complete = ticket.complete_rows(
                     pending.rows,
-                    output.dense[start:end] if output.dense is not None and Mode.DENSE in modes else None,
+                    _own_rows(output.dense, start, end) if Mode.DENSE in modes else None,
                     sparse[start:end] if sparse is not None and Mode.SPARSE in modes else None,
                     list(output.multi_vector[start:end])
                     if output.multi_vector is not None and Mode.MULTI_VECTOR in modes
@@ -222,6 +241,13 @@ def _resolve(finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecEr
         ticket.abandoned = True
         if not ticket.future.done():
             ticket.future.set_exception(error)
+
+
+def _own_rows(rows: NDArray[np.float32] | None, start: int, end: int) -> NDArray[np.float32] | None:
+    """Some rows of a batch, as a copy where they are few: a view would keep the whole batch in memory."""
+    if rows is None:
+        return None
+    return rows[start:end].copy() if (end - start) * 4 < len(rows) else rows[start:end]
 
 
 _NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)

@@ -6,7 +6,7 @@ allocated per text, and each hop between threads serves all requests that are re
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trivec_server.backends.interface import EngineInfo
@@ -18,10 +18,10 @@ from trivec_server.serving.encode import bytes_per_row
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
 from trivec_server.serving.ticket import Ticket
-from trivec_server.serving.tokenizer import Tokenizer
+from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.serving.tokenizing import SliceMaker
 from trivec_server.settings import Limits
-from trivec_server.types import BatchingSettings, Mode, QueuePolicy, TimeoutAction
+from trivec_server.types import BatchingSettings, InputType, Mode, QueuePolicy, TimeoutAction, Truncation
 
 _MIN_RETRY_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 5.0
@@ -29,6 +29,7 @@ _GATHER_S = 0.002
 _MAX_GAP_S = 4 * _GATHER_S
 _GAP_SMOOTHING = 0.05
 _BYTES_PER_TEXT = 64
+_EXTRA_TOKENS = 8
 _BYTES_PER_SPARSE_ENTRY = 7
 
 
@@ -39,6 +40,7 @@ class _Admitted:
     requests: int = 0
     texts: int = 0
     size_bytes: int = 0
+    held_bytes: int = 0
 
 
 class Pipeline:
@@ -55,16 +57,23 @@ class Pipeline:
         max_tokens: int,
         limits: Limits,
         metrics: ModelMetrics,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_failure` is called on the event loop if an engine's thread ends by an error."""
+        self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
+        self._tokenizer = tokenizer
+        self._tokenize_turn = asyncio.Lock()
         self._devices = devices
         self._info = info
         self._batching = batching
+        self._max_tokens = max_tokens
         self._limits = limits
         self._metrics = metrics
         self._admitted = _Admitted()
         self._tickets: set[Ticket] = set()
         self._closing = False
+        self._discarding = False
         self._outgoing: list[Ticket] = []
         self._last_arrival = 0.0
         self._mean_gap_s = _MAX_GAP_S
@@ -84,7 +93,7 @@ class Pipeline:
         """Starts the batcher's thread and lets the devices pull batches."""
         self._batcher.start()
         for device in self._devices:
-            device.serve(self._batcher, self._metrics, self._loop)
+            device.serve(self._batcher, self._metrics, self)
 
     async def close(self) -> None:
         """Refuses new requests, serves those under way, ends the threads and closes the engines."""
@@ -93,6 +102,18 @@ class Pipeline:
         await asyncio.to_thread(self._batcher.close)
         for device in self._devices:
             await asyncio.to_thread(device.join)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that this pipeline lives on."""
+        return self._loop
+
+    def device_failed(self) -> None:
+        """An engine's thread is gone: refuses all requests, those under way too, and tells the registry."""
+        self._closing = True
+        for ticket in list(self._tickets):
+            _fail(ticket, Unavailable("an engine of this model has failed; send the request to another server"))
+        self._on_failure()
 
     @property
     def pending_requests(self) -> int:
@@ -104,9 +125,10 @@ class Pipeline:
         """Tokens that wait for a batch."""
         return self._batcher.queued_tokens
 
-    async def embed(self, task: EmbedTask) -> EmbedResult:
+    async def embed(self, task: EmbedTask, *, is_continuation: bool = False) -> EmbedResult:
         """
-        Embeds the task's texts. Cancelling it drops what is not computed yet and disturbs no other request.
+        Embeds the task's texts. Cancelling it drops what is not computed yet and disturbs no other request. With
+        `is_continuation` it is a further portion of a request that was admitted, and not refused for load.
 
         Raises:
             InvalidRequest: a text is too long, an id out of range, a priority unknown.
@@ -118,11 +140,15 @@ class Pipeline:
         """
         level = self._priority_level(task)
         policy = self._batching.priority_queue_policies.get(level, self._batching.queue_policy)
-        self._check_admission(task, level, policy)
+        held_bytes = self.held_bytes(task)
+        if self._closing:
+            raise Unavailable("the model is being unloaded; send the request again")
+        if not is_continuation:
+            self._check_admission(task, held_bytes, level, policy)
         ticket = Ticket(task, level, self._loop.create_future())
         if policy.timeout_us and policy.timeout_action is TimeoutAction.DELAY:
             ticket.delay_s = policy.timeout_us / 1e6
-        self._enter(ticket)
+        self._enter(ticket, held_bytes)
         try:
             self._send(ticket)
             if task.deadline is None and not policy.timeout_us:
@@ -130,9 +156,39 @@ class Pipeline:
             else:
                 await self._outcome(ticket, policy)
         finally:
-            self._leave(ticket)
+            self._leave(ticket, held_bytes)
         self._metrics.queue_duration_s.observe(ticket.queue_s)
         return ticket.result()
+
+    async def tokenize(
+        self, texts: Sequence[str], input_type: InputType, limit: int, truncation: Truncation
+    ) -> list[TokenizedText]:
+        """
+        Tokenizes texts one by one on a thread, one request at a time; counts against the same limits as `embed`.
+
+        Raises:
+            InvalidRequest: with Truncation.ERROR, a text has more tokens than `limit`.
+            Overloaded: a limit on queued work is reached.
+        """
+        size_bytes = sum(map(len, texts))
+        admitted, limits = self._admitted, self._limits
+        if admitted.requests and admitted.size_bytes + size_bytes > limits.max_queued_bytes:
+            self._refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
+        admitted.requests += 1
+        admitted.size_bytes += size_bytes
+        try:
+            async with self._tokenize_turn:
+                tokenized = []
+                for index, text in enumerate(texts):
+                    result = await asyncio.to_thread(self._tokenizer.tokenize, text, input_type, limit, truncation)
+                    if result.truncated and truncation is Truncation.ERROR:
+                        what = f"has {len(result.ids)} tokens, more than the {limit} allowed"
+                        raise InvalidRequest(f"texts[{index}]", f"{what}; shorten it or set `truncation`")
+                    tokenized.append(result)
+                return tokenized
+        finally:
+            admitted.requests -= 1
+            admitted.size_bytes -= size_bytes
 
     def result_bytes(self, task: EmbedTask, texts: int, tokens: int) -> int:
         """An upper estimate of the bytes of a response with so many texts and tokens."""
@@ -145,21 +201,42 @@ class Pipeline:
             size += (tokens - texts) * bytes_per_row(self._info.multi_vector_dimension, task.encoding)
         return size
 
+    def held_bytes(self, task: EmbedTask) -> int:
+        """About what the task's result takes in memory, before anything is tokenized."""
+        if task.modes is Mode.DENSE:
+            return task.text_count * self._info.dense_dimension * 4
+        return sum(self.held_bytes_of_text(task, len(sequence)) for sequence in task.texts or task.token_ids)
+
+    def held_bytes_of_text(self, task: EmbedTask, length: int) -> int:
+        """
+        About what the result of one text of so many characters takes: float32 whatever its encoding, and a text has
+        hardly more tokens than characters.
+        """
+        tokens = min(length + _EXTRA_TOKENS, task.max_tokens or self._max_tokens)
+        size = self._info.dense_dimension * 4 if Mode.DENSE in task.modes else 0
+        if Mode.SPARSE in task.modes:
+            size += tokens * 8
+        if Mode.MULTI_VECTOR in task.modes:
+            size += tokens * self._info.multi_vector_dimension * 4
+        return size
+
     def _priority_level(self, task: EmbedTask) -> int:
         levels = max(1, self._batching.priority_levels)
         if task.priority > levels:
             raise InvalidRequest("priority", f"is {task.priority}; this model has levels 1 to {levels}")
         return task.priority or self._batching.default_priority_level or 1
 
-    def _check_admission(self, task: EmbedTask, level: int, policy: QueuePolicy) -> None:
-        if self._closing:
-            raise Unavailable("the model is being unloaded; send the request again")
+    def _check_admission(self, task: EmbedTask, held_bytes: int, level: int, policy: QueuePolicy) -> None:
         admitted, limits = self._admitted, self._limits
         if admitted.requests:
             if admitted.texts + task.text_count > limits.max_queued_texts:
                 self._refuse(f"{admitted.texts} texts are under way; the limit is {limits.max_queued_texts}")
             if admitted.size_bytes + task.size_bytes > limits.max_queued_bytes:
                 self._refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
+            if admitted.held_bytes + held_bytes > limits.max_held_bytes:
+                self._refuse(
+                    f"results of {admitted.held_bytes:,} bytes are held; the limit is {limits.max_held_bytes:,}"
+                )
             if self._batcher.queued_tokens >= limits.max_queued_tokens:
                 self._refuse(f"{self._batcher.queued_tokens:,} tokens wait; the limit is {limits.max_queued_tokens:,}")
         if policy.max_queue_size:
@@ -209,23 +286,35 @@ class Pipeline:
             self._batcher.submit(self._outgoing)
             self._outgoing = []
 
-    def _enter(self, ticket: Ticket) -> None:
+    def _enter(self, ticket: Ticket, held_bytes: int) -> None:
         self._tickets.add(ticket)
         self._admitted.requests += 1
         self._admitted.texts += ticket.task.text_count
         self._admitted.size_bytes += ticket.task.size_bytes
+        self._admitted.held_bytes += held_bytes
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, ticket: Ticket, held_bytes: int) -> None:
         """Undoes `_enter`; work that is left of a request which did not succeed is dropped at once."""
         self._tickets.discard(ticket)
         self._admitted.requests -= 1
         self._admitted.texts -= ticket.task.text_count
         self._admitted.size_bytes -= ticket.task.size_bytes
+        self._admitted.held_bytes -= held_bytes
         if not ticket.is_complete:
             ticket.abandoned = True
-            self._batcher.discard_abandoned()
+            self._discard_soon()
             if not ticket.started and _has_nobody_waiting(ticket.future):
                 self._metrics.dropped_requests.inc()
+
+    def _discard_soon(self) -> None:
+        """Takes abandoned work out of the queue, once for all requests that end in this turn of the event loop."""
+        if not self._discarding:
+            self._discarding = True
+            self._loop.call_soon(self._discard)
+
+    def _discard(self) -> None:
+        self._discarding = False
+        self._batcher.discard_abandoned()
 
     def _fail_from_thread(self, ticket: Ticket, error: TrivecError) -> None:
         self._loop.call_soon_threadsafe(_fail, ticket, error)

@@ -6,31 +6,26 @@ from trivec_server.serving.pipeline import Pipeline
 from trivec_server.serving.request import EmbedResult, EmbedTask, Timings
 from trivec_server.types import InputType
 
-_EXTRA_TOKENS = 8
 
-
-def estimated_result_bytes(task: EmbedTask, pipeline: Pipeline, max_tokens: int) -> int:
-    """About what the result takes, before anything is tokenized: a text has hardly more tokens than characters."""
-    limit = task.max_tokens or max_tokens
-    tokens = sum(min(len(sequence) + _EXTRA_TOKENS, limit) for sequence in task.texts or task.token_ids)
-    return pipeline.result_bytes(task, task.text_count, tokens)
-
-
-def portions(task: EmbedTask, pipeline: Pipeline, max_tokens: int, max_bytes: int) -> Iterator[tuple[int, EmbedTask]]:
+def portions(task: EmbedTask, pipeline: Pipeline, max_bytes: int) -> Iterator[tuple[int, EmbedTask]]:
     """
     Consecutive portions of a task, each with the position of its first text. A portion's result is estimated to take
-    at most `max_bytes`; it holds at least one text.
+    at most `max_bytes` in memory; it holds at least one text.
     """
-    limit = task.max_tokens or max_tokens
-    sequences = task.texts or task.token_ids
     start, size = 0, 0
-    for index, sequence in enumerate(sequences):
-        added = pipeline.result_bytes(task, 1, min(len(sequence) + _EXTRA_TOKENS, limit))
+    for index, sequence in enumerate(task.texts or task.token_ids):
+        added = pipeline.held_bytes_of_text(task, len(sequence))
         if index > start and size + added > max_bytes:
             yield start, _portion(task, start, index)
             start, size = index, 0
         size += added
-    yield start, _portion(task, start, len(sequences))
+    yield start, _portion(task, start, task.text_count)
+
+
+def estimated_held_bytes(task: EmbedTask, pipeline: Pipeline, max_bytes: int) -> int:
+    """The most that two consecutive portions take: one is written while the next is computed."""
+    sizes = [pipeline.held_bytes(portion) for _, portion in portions(task, pipeline, max_bytes)]
+    return max(sum(sizes[index : index + 2]) for index in range(len(sizes)))
 
 
 def _portion(task: EmbedTask, start: int, end: int) -> EmbedTask:
@@ -42,7 +37,7 @@ def _portion(task: EmbedTask, start: int, end: int) -> EmbedTask:
         token_ids=task.token_ids[start:end],
         input_types=kinds if isinstance(kinds, InputType) else kinds[start:end],
         fields=[task.field(index) for index in range(start, end)],
-        size_bytes=task.size_bytes * (end - start) // task.text_count,
+        size_bytes=sum(map(len, (task.texts or task.token_ids)[start:end])),
     )
 
 

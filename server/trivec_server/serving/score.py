@@ -52,9 +52,7 @@ class _TextEmbedding:
     multi_vector: NDArray[np.float32]
 
 
-async def score_task(
-    pipeline: Pipeline, task: EmbedTask, max_tokens: int, weights: ScoreWeights, *, top_k: int
-) -> ScoredTask:
+async def score_task(pipeline: Pipeline, task: EmbedTask, weights: ScoreWeights, *, top_k: int) -> ScoredTask:
     """
     Scores texts 1, 2, ... of a hybrid task against text 0, the query. Raises what `Pipeline.embed` raises.
 
@@ -65,8 +63,8 @@ async def score_task(
     scores: list[PassageScore] = []
     query: _TextEmbedding | None = None
     query_truncated = False
-    for start, portion in portions(task, pipeline, max_tokens, _PORTION_BYTES):
-        result = await pipeline.embed(portion)
+    for start, portion in portions(task, pipeline, _PORTION_BYTES):
+        result = await pipeline.embed(portion, is_continuation=start > 0)
         totals.add(result)
         if query is None:
             query, query_truncated = _text(result, 0), bool(result.truncated[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import tokenizers
 
 from trivec_server.errors import LoadError
-from trivec_server.serving.word_cache import WordCache, pack_ids, unpack_ids
+from trivec_server.serving.word_cache import WordCache
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, UNK_TOKEN_ID, InputType, Truncation
 
 _ID_BYTES = 8
@@ -25,6 +25,18 @@ class TokenizedText:
     tokens: list[str]
     offsets: list[tuple[int, int]]
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """A special token that truncation took away and that is put back, or nothing."""
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+
+
+_NOTHING = _Ends([], [], [])
 
 
 class Tokenizer:
@@ -72,15 +84,23 @@ class Tokenizer:
     def tokenize(self, text: str, input_type: InputType, limit: int, truncation: Truncation) -> TokenizedText:
         """One text with strings and offsets. With Truncation.ERROR an overlong text is returned whole, marked."""
         prefix_length = len(self._prefixes[input_type])
-        encoding = self._tokenizer.encode(self._prefixes[input_type] + text)
-        # Each of these attributes is a new list whenever it is asked for.
-        ids, tokens, ranges = encoding.ids, encoding.tokens, encoding.offsets
-        truncated = len(ids) > limit
-        keep = list(range(len(ids)))
-        if truncated and truncation is not Truncation.ERROR:
-            keep = unpack_ids(truncate(pack_ids(keep), limit, truncation))
-        offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in ranges]
-        return TokenizedText([ids[i] for i in keep], [tokens[i] for i in keep], [offsets[i] for i in keep], truncated)
+        # Of a batch, the library tokenizes outside the GIL: other threads go on.
+        encoding = self._tokenizer.encode_batch([self._prefixes[input_type] + text])[0]
+        truncated = len(encoding) > limit
+        first, last = _NOTHING, _NOTHING
+        if truncated and truncation is Truncation.RIGHT:
+            encoding.truncate(limit - 1, direction="right")
+            last = _Ends([EOS_TOKEN_ID], ["</s>"], [(0, 0)])
+        elif truncated and truncation is Truncation.LEFT:
+            encoding.truncate(limit - 1, direction="left")
+            first = _Ends([CLS_TOKEN_ID], ["<s>"], [(0, 0)])
+        offsets = [(max(0, start - prefix_length), max(0, end - prefix_length)) for start, end in encoding.offsets]
+        return TokenizedText(
+            [*first.ids, *encoding.ids, *last.ids],
+            [*first.tokens, *encoding.tokens, *last.tokens],
+            [*first.offsets, *offsets, *last.offsets],
+            truncated,
+        )
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's string for each id; empty for an id without one."""

@@ -57,6 +57,7 @@ def describe_version(record: VersionRecord, limits: Limits) -> pb.Model:
                 max_stream_requests=limits.max_stream_requests,
                 batch_token_budget=settings.batching.token_budget or info.token_budget,
                 priority_levels=settings.batching.priority_levels,
+                max_text_bytes=limits.max_text_bytes,
             ),
         )
     )

@@ -6,18 +6,15 @@ import grpc
 from google.protobuf.message import Message
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_server.errors import InvalidRequest
 from trivec_server.repository.registry import ReadyVersion, Registry, State, VersionRecord
 from trivec_server.serving.portions import Totals
 from trivec_server.serving.score import score_task
-from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, unary
 from trivec_server.transport.describe import describe_version
 from trivec_server.transport.render import render_embeddings, render_response
 from trivec_server.transport.stream import EmbedStream
-from trivec_server.types import InputType, Truncation
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 
@@ -87,7 +84,7 @@ class EmbeddingService:
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
         weights = parse.parse_score_weights(message, ready.loaded.settings.score_weights)
-        scored = await score_task(ready.pipeline, task, ready.loaded.max_tokens, weights, top_k=message.top_k)
+        scored = await score_task(ready.pipeline, task, weights, top_k=message.top_k)
         response = pb.ScoreResponse(
             model=ready.key.name,
             version=ready.key.version,
@@ -123,9 +120,7 @@ class EmbeddingService:
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(asked, ready.loaded.max_tokens)
         limit = asked or ready.loaded.max_tokens
-        tokenized = await asyncio.to_thread(
-            _tokenize_all, ready.loaded.tokenizer, list(message.texts), input_type, limit, truncation
-        )
+        tokenized = await ready.pipeline.tokenize(list(message.texts), input_type, limit, truncation)
         response = pb.TokenizeResponse(model=ready.key.name, version=ready.key.version, request_id=call.request_id)
         for index, text in enumerate(tokenized):
             response.texts.add(
@@ -162,21 +157,6 @@ class EmbeddingService:
 
     def _describe(self, record: VersionRecord) -> pb.Model:
         return describe_version(record, self._limits)
-
-
-def _tokenize_all(
-    tokenizer: Tokenizer, texts: list[str], input_type: InputType, limit: int, truncation: Truncation
-) -> list[TokenizedText]:
-    tokenized = []
-    for index, text in enumerate(texts):
-        result = tokenizer.tokenize(text, input_type, limit, truncation)
-        if result.truncated and truncation is Truncation.ERROR:
-            raise InvalidRequest(
-                f"texts[{index}]",
-                f"has {len(result.ids)} tokens, more than the {limit} allowed; shorten it or set `truncation`",
-            )
-        tokenized.append(result)
-    return tokenized
 
 
 def _serialized(message: Message) -> bytes:

@@ -100,6 +100,7 @@ def parse_embed(
     if count == 0:
         raise InvalidRequest("texts", "must hold at least one text (an empty text is legal), or give `token_ids`")
     _check_count("texts" if texts else "token_ids", count, limits.max_texts_per_request)
+    check_text_bytes("texts", texts, limits)
     input_type = _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType)
     if token_ids and input_type is not InputType.NONE:
         raise InvalidRequest("input_type", "must be left out with `token_ids`: put the prefix's ids into them")
@@ -133,6 +134,8 @@ def parse_score(
     if not len(message.passages):
         raise InvalidRequest("passages", "must hold at least one passage")
     _check_count("passages", len(message.passages), limits.max_texts_per_request - 1)
+    check_text_bytes("query", [message.query], limits)
+    check_text_bytes("passages", message.passages, limits)
     return EmbedTask(
         request_id=request_id,
         modes=Mode.HYBRID,
@@ -165,6 +168,7 @@ def parse_tokenize(message: pb.TokenizeRequest, limits: Limits) -> tuple[InputTy
     if not len(message.texts):
         raise InvalidRequest("texts", "must hold at least one text")
     _check_count("texts", len(message.texts), limits.max_texts_per_request)
+    check_text_bytes("texts", message.texts, limits)
     return (
         _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType),
         _known(_TRUNCATIONS, message.truncation, "truncation", pb.Truncation),
@@ -213,6 +217,22 @@ def _parse_modes(values: Sequence[int]) -> Mode:
 def _check_count(field: str, count: int, limit: int) -> None:
     if count > limit:
         raise InvalidRequest(field, f"holds {count} texts; at most {limit} are allowed: split the request")
+
+
+def check_text_bytes(field: str, texts: Sequence[str], limits: Limits) -> None:
+    """
+    Checks the size of each text: one far larger than any model takes would hold up all others while it is tokenized.
+
+    Raises:
+        InvalidRequest: a text is larger than `max_text_bytes`.
+    """
+    for index, text in enumerate(texts):
+        # A character takes at most four bytes: most texts need not be encoded to know that they are small enough.
+        if len(text) * 4 > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes:
+            raise InvalidRequest(
+                f"{field}[{index}]" if field != "query" else field,
+                f"has {len(text.encode()):,} bytes; at most {limits.max_text_bytes:,} are allowed: send a part of it",
+            )
 
 
 def _known(table: Mapping[int, ValueT], value: int, field: str, names: Any) -> ValueT:

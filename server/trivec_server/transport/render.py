@@ -115,7 +115,10 @@ def render_embeddings(
         return _dense_only_fields(result, result.dense, options.encoding, first, last, first_index)
     if parts is None:
         parts = [whole_part(result, index) for index in range(len(result.lengths))]
-    dense = None if result.dense is None else _DenseFields(result.dense, options.encoding)
+    first = parts[0].index if parts else 0
+    dense = None
+    if result.dense is not None and parts:
+        dense = _DenseFields(result.dense[first : parts[-1].index + 1], options.encoding)
     lengths, truncated = result.lengths.tolist(), result.truncated.tolist()
     buffers: list[Buffer] = []
     for part in parts:
@@ -123,7 +126,7 @@ def render_embeddings(
         fields: list[Buffer] = [_header(first_index + index, lengths[index], truncated[index])]
         if part.is_first:
             if dense is not None:
-                fields += dense.field(index)
+                fields += dense.field(index - first)
             if result.sparse is not None:
                 row = prune(result.sparse[index], top_k=options.sparse_top_k, min_weight=options.sparse_min_weight)
                 tokens = tokenizer.token_strings(row.ids.tolist()) if options.return_tokens else []

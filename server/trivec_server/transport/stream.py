@@ -16,14 +16,17 @@ from google.rpc import status_pb2
 from trivec.v1 import embedding_pb2 as pb
 
 from trivec_server.errors import InvalidRequest, Unavailable
+from trivec_server.logs import get_logger
 from trivec_server.repository.registry import ReadyVersion, Registry
-from trivec_server.serving.portions import Totals, estimated_result_bytes, portions
+from trivec_server.serving.portions import Totals, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, Context
 from trivec_server.transport.render import render_embeddings, render_response, render_stream_message, split_parts
 from trivec_server.transport.utf8 import read_string
+
+_log = get_logger(__name__)
 
 _MAX_ID_BYTES = 128
 _PORTION_BYTES = 16 * 1024 * 1024
@@ -159,8 +162,7 @@ class _StreamMessage:
         if self._prepared is None:
             return 0
         ready, task = self._prepared
-        size = estimated_result_bytes(task, ready.pipeline, ready.loaded.max_tokens)
-        return min(size, 2 * _PORTION_BYTES)
+        return min(ready.pipeline.held_bytes(task), 2 * _PORTION_BYTES)
 
     async def answer(self) -> None:
         """Computes and writes; an error is written as this request's last message."""
@@ -171,6 +173,7 @@ class _StreamMessage:
             raise
         except grpc.aio.BaseError:
             # The call has ended while this was being written: there is nobody to answer.
+            _log.info("stream ended before its answer was written", request_id=self._call.request_id)
             self._stream.scope.close(self._call, grpc.StatusCode.CANCELLED.name)
         except Exception as error:  # noqa: BLE001 - everything becomes this request's status
             status = self._stream.scope.failed(self._call, error)
@@ -207,7 +210,7 @@ class _StreamMessage:
     async def _embed(self, ready: ReadyVersion, task: EmbedTask) -> None:
         """Portion by portion: one is computed ahead of the one that is being written."""
         total = Totals()
-        divided = portions(task, ready.pipeline, ready.loaded.max_tokens, _PORTION_BYTES)
+        divided = portions(task, ready.pipeline, _PORTION_BYTES)
         upcoming = next(divided)
         computing = asyncio.ensure_future(ready.pipeline.embed(upcoming[1]))
         try:
@@ -218,7 +221,7 @@ class _StreamMessage:
                 following = next(divided, None)
                 if following is not None:
                     upcoming = following
-                    computing = asyncio.ensure_future(ready.pipeline.embed(following[1]))
+                    computing = asyncio.ensure_future(ready.pipeline.embed(following[1], is_continuation=True))
                 await self._write(ready, task, result, first_index, total if following is None else None)
                 if following is None:
                     return

@@ -266,7 +266,7 @@ class EmbedRequest(google.protobuf.message.Message):
     """
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The texts, UTF-8, used as they are (not stripped). Either `texts` or `token_ids` must be given, not both. At
+        """The texts, UTF-8, used as they are (not stripped), each of at most `max_text_bytes`. Either `texts` or `token_ids` must be given, not both. At
         most `max_texts_per_request`; an empty text is legal. A special token written out in a text (`<s>`) becomes
         that token.
         """
@@ -506,7 +506,7 @@ class Timings(google.protobuf.message.Message):
     queue_us: builtins.int
     """Waiting for a batch."""
     compute_us: builtins.int
-    """The forward pass of the batch that held this request, and taking the results apart."""
+    """The forward pass of the batch that held this request."""
     def __init__(
         self,
         *,
@@ -1065,6 +1065,7 @@ class ModelLimits(google.protobuf.message.Message):
     MAX_STREAM_REQUESTS_FIELD_NUMBER: builtins.int
     BATCH_TOKEN_BUDGET_FIELD_NUMBER: builtins.int
     PRIORITY_LEVELS_FIELD_NUMBER: builtins.int
+    MAX_TEXT_BYTES_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Tokens per text, special tokens included."""
     max_texts_per_request: builtins.int
@@ -1083,6 +1084,8 @@ class ModelLimits(google.protobuf.message.Message):
     """Tokens in one batch, padding included where the engine pads."""
     priority_levels: builtins.int
     """Priority levels; 0 if the queue has only one."""
+    max_text_bytes: builtins.int
+    """Bytes of one text in UTF-8; more are refused with INVALID_ARGUMENT whatever `truncation` says."""
     def __init__(
         self,
         *,
@@ -1095,8 +1098,9 @@ class ModelLimits(google.protobuf.message.Message):
         max_stream_requests: builtins.int = ...,
         batch_token_budget: builtins.int = ...,
         priority_levels: builtins.int = ...,
+        max_text_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_token_budget", b"batch_token_budget", "max_chunk_bytes", b"max_chunk_bytes", "max_queued_tokens", b"max_queued_tokens", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_requests", b"max_stream_requests", "max_texts_per_request", b"max_texts_per_request", "max_tokens", b"max_tokens", "priority_levels", b"priority_levels"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_token_budget", b"batch_token_budget", "max_chunk_bytes", b"max_chunk_bytes", "max_queued_tokens", b"max_queued_tokens", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_requests", b"max_stream_requests", "max_text_bytes", b"max_text_bytes", "max_texts_per_request", b"max_texts_per_request", "max_tokens", b"max_tokens", "priority_levels", b"priority_levels"]) -> None: ...
 
 Global___ModelLimits: typing_extensions.TypeAlias = ModelLimits
 
