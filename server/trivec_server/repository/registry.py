@@ -210,7 +210,7 @@ class Registry:
             max_tokens=loaded.max_tokens,
             limits=self._settings.limits,
             metrics=self._metrics.model(key),
-            on_failure=partial(self._refuse, key, "an engine's thread has failed; the server's log says why"),
+            on_failure=partial(self._engine_failed, key),
         )
         pipeline.start()
         duration_s = time.monotonic() - started_at
@@ -246,6 +246,11 @@ class Registry:
             return names[0]
         known = ", ".join(names) or "none"
         raise InvalidRequest("model", f"must be given: there is no default model; known models: {known}")
+
+    def _engine_failed(self, key: ModelVersion) -> None:
+        """The version serves no more; its pipeline is closed with the others."""
+        reason = "an engine has failed; the server's log says why: restart the server"
+        self._set(replace(self._records[key], state=State.UNAVAILABLE, reason=reason))
 
     def _refuse(self, key: ModelVersion, reason: str) -> None:
         _log.error("model unavailable", model=key.name, version=key.version, reason=reason)
