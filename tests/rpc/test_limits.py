@@ -19,7 +19,7 @@ from tests.small_repository import make_repository
 
 @pytest.mark.parametrize("truncation", [pb.TRUNCATION_ERROR, pb.TRUNCATION_RIGHT])
 async def test_a_text_over_the_limit_is_refused_by_index_before_it_is_tokenized(
-    tmp_path: Path, truncation: pb.Truncation
+    tmp_path: Path, truncation: "pb.Truncation.ValueType"
 ) -> None:
     script = Script()
     async with running_server(make_repository(tmp_path), script, limits=Limits(max_text_bytes=100)) as server:
