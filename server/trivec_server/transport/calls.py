@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import grpc
 
@@ -109,6 +110,16 @@ class CallScope:
         self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
 
 
+async def abort(context: Context, status: CallStatus, request_id: str) -> NoReturn:
+    """Ends a call with an error."""
+    try:
+        await context.abort(status.code, status.rich.message, status.trailing_metadata(request_id))
+    except grpc.aio.InternalError as error:
+        # The call has ended already, by its deadline or the client's will: for gRPC, a cancelled call.
+        raise asyncio.CancelledError from error
+    raise AssertionError("abort always raises")
+
+
 def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """A handler of raw bytes around a unary method."""
 
@@ -126,7 +137,6 @@ def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHan
             scope.close(call, grpc.StatusCode.OK.name)
             return response
         scope.close(call, status.code.name)
-        await context.abort(status.code, status.rich.message, status.trailing_metadata(call.request_id))
-        raise AssertionError("abort always raises")
+        return await abort(context, status, call.request_id)
 
     return grpc.unary_unary_rpc_method_handler(invoke)
