@@ -22,7 +22,7 @@ from trivec_server.serving.portions import Totals, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
-from trivec_server.transport.calls import Call, CallScope, Context
+from trivec_server.transport.calls import Call, CallScope, Context, abort
 from trivec_server.transport.render import render_embeddings, render_response, render_stream_message, split_parts
 from trivec_server.transport.utf8 import read_string
 
@@ -58,7 +58,7 @@ class EmbedStream:
             return
         status = self._scope.failed(call, Unavailable("the server is shutting down; send the rest on a new stream"))
         self._scope.close(call, status.code.name)
-        await context.abort(status.code, status.rich.message, status.trailing_metadata(call.request_id))
+        await abort(context, status, call.request_id)
 
     def end_all(self) -> None:
         """Reads no more requests: every stream under way ends once those it has read are answered."""
