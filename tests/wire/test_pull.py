@@ -419,6 +419,25 @@ def test_the_config_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> Non
     assert config.read_text() == "# mine\n"
 
 
+def test_a_missing_config_is_written_beside_a_version_that_is_there(tmp_path: Path) -> None:
+    model_dir = pull("m3-mini", tmp_path, report=print).parent
+    before = content(tmp_path)
+    (model_dir / "config.pbtxt").unlink()
+    lines: list[str] = []
+    pull("m3-mini", tmp_path, report=lines.append)
+    assert lines[0] == f"{model_dir / 'config.pbtxt'} was missing: written"
+    assert "nothing to do" not in lines[-1]
+    assert content(tmp_path) == before
+
+
+def test_a_missing_config_is_written_beside_equal_content(checkpoint: Path, tmp_path: Path) -> None:
+    version_dir, _ = pull_directory(checkpoint, tmp_path / "repository")
+    before = content(tmp_path / "repository")
+    (version_dir.parent / "config.pbtxt").unlink()
+    pull_directory(checkpoint, tmp_path / "repository")
+    assert content(tmp_path / "repository") == before
+
+
 def test_a_damaged_version_is_made_anew(pulls: Pulls) -> None:
     pulls.run()
     data = pulls.repository / "tiny-m3" / "1" / "model.onnx.data"

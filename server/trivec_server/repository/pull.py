@@ -5,6 +5,7 @@ The steps: read what the checkpoint is (`checkpoint`, `hub`), see that there is 
 graph (`backends.graph`) and the manifest in a place apart, move all of it into the repository at once (`building`).
 """
 
+import os
 import re
 import signal
 import threading
@@ -20,7 +21,7 @@ from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.building import BuildingSite, open_site
 from trivec_server.repository.checkpoint import FileSource, LocalDirectory
 from trivec_server.repository.hub import HubRepository
-from trivec_server.repository.manifest import Manifest, read_manifest, verify_files, write_manifest
+from trivec_server.repository.manifest import Manifest, ModelFacts, read_manifest, verify_files, write_manifest
 from trivec_server.repository.recipes import CheckpointRecipe, MiniRecipe, Recipe, Report
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -69,7 +70,7 @@ def pull(
             model_dir = repository / _checked_name(name or recipe.model_name)
             place = _choose_place(recipe, model_dir, version, report, force=force)
             if place.done:
-                report(f"{place.path} holds {recipe.source} already: nothing to do")
+                _complete(recipe, place.path, report)
                 return place.path
             # Before the download: a repository that cannot be written to is better known now.
             with open_site(repository) as site:
@@ -159,11 +160,40 @@ def _build(recipe: Recipe, place: _Place, site: BuildingSite, report: Report, *,
     manifest = write_manifest(site.version_dir, facts, recipe.source, names)
     for path in _read_versions(model_dir).values() if keep_equal and not place.replace else ():
         if _holds(path, manifest):
-            report(f"{path} has the same content already: nothing to do")
+            _place_missing(recipe, path, manifest.model, site, f"{path} has the same content already", report)
             return path
     site.publish(place.path, recipe.render_beside(model_dir.name, facts), replace=place.replace)
     report(f"{place.path} is ready: {facts.architecture}, {facts.precision}, {facts.dense_dimension} dimensions")
     return place.path
+
+
+def _complete(recipe: Recipe, version_dir: Path, report: Report) -> None:
+    """Leaves a version that is there already as it is, and writes what a model needs beside its versions and lacks."""
+    facts = read_manifest(version_dir).model
+    found = f"{version_dir} holds {recipe.source} already"
+    if not _missing(recipe, version_dir.parent, facts):
+        report(f"{found}: nothing to do")
+        return
+    with open_site(version_dir.parent.parent) as site:
+        _place_missing(recipe, version_dir, facts, site, found, report)
+
+
+def _place_missing(
+    recipe: Recipe, version_dir: Path, facts: ModelFacts, site: BuildingSite, found: str, report: Report
+) -> None:
+    missing = _missing(recipe, version_dir.parent, facts)
+    for file_name, text in missing.items():
+        draft = site.version_dir / file_name
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(version_dir.parent / file_name)
+        report(f"{version_dir.parent / file_name} was missing: written")
+    report(f"{found}: {'kept as it is' if missing else 'nothing to do'}")
+
+
+def _missing(recipe: Recipe, model_dir: Path, facts: ModelFacts) -> dict[str, str]:
+    """The texts of the files that belong beside the model's versions and are not there, by name."""
+    beside = recipe.render_beside(model_dir.name, facts)
+    return {name: text for name, text in beside.items() if not os.path.lexists(model_dir / name)}
 
 
 def _holds(version_dir: Path, manifest: Manifest) -> bool:
