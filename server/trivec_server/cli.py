@@ -14,8 +14,7 @@ import click
 from trivec_server import cli_client
 from trivec_server.cli_doctor import doctor
 from trivec_server.errors import CommandError, TrivecError
-from trivec_server.logs import FORMATS, LEVELS, configure_logs
-from trivec_server.settings import Limits, ServeSettings
+from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
 _MAX_LIMIT = 2**31 - 1
@@ -151,8 +150,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=Seconds(0, _MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_grace_s,
 )
-@option("--log-level", "What to log.", type=click.Choice(LEVELS), default=_DEFAULTS.log_level)
-@option("--log-format", "How to log.", type=click.Choice(FORMATS), default=_DEFAULTS.log_format)
+@option("--log-level", "What to log.", type=click.Choice(LOG_LEVELS), default=_DEFAULTS.log_level)
+@option("--log-format", "How to log.", type=click.Choice(LOG_FORMATS), default=_DEFAULTS.log_format)
 def serve(**given: Any) -> None:
     """Serve the models of a repository over gRPC."""
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits)})
@@ -165,11 +164,11 @@ def serve(**given: Any) -> None:
     )
     if settings.limits.max_response_bytes < 2 * settings.limits.max_chunk_bytes:
         raise CommandError("--max-response-bytes must be at least twice --max-chunk-bytes, for a chunk to fit into it")
-    configure_logs(settings.log_level, settings.log_format)
-    # What gRPC's core writes to stderr by itself (a port in use, say) is said again below in a line of our own.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from trivec_server import lifecycle  # noqa: PLC0415 - the client commands do without the server's packages
+        from trivec_server.logs import configure_logs  # noqa: PLC0415 - the client commands do without these packages
+
+        configure_logs(settings.log_level, settings.log_format)
+        from trivec_server import lifecycle  # noqa: PLC0415 - the same
         from trivec_server.greeting import greet  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         raise CommandError(f"`trivec serve` needs the package {error.name}: pip install 'trivec[server]'") from error

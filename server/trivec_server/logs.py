@@ -6,9 +6,6 @@ import sys
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("text", "json")
-
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger; bind `request_id` to it where a request is at hand."""
@@ -17,7 +14,7 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def configure_logs(level: str, log_format: str) -> None:
-    """Sets level (one of LEVELS) and format (one of FORMATS) for the process."""
+    """Sets level (one of settings.LOG_LEVELS) and format (one of settings.LOG_FORMATS) for the process."""
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

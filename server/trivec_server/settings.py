@@ -7,6 +7,8 @@ MIB = 1024 * 1024
 
 MIN_CHUNK_BYTES = 4096
 DEFAULT_CHUNK_BYTES = MIB
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
