@@ -86,4 +86,4 @@ def _read_greeting(process: subprocess.Popen[str], log_path: Path) -> ServingPro
 
 def _more(line: str) -> bool:
     """Whether the greeting goes on after this line."""
-    return line.startswith(("  ", "Try it", "or in Python"))
+    return line.startswith(("  ", "Try it", "or in"))

@@ -37,7 +37,7 @@ def make_repository(root: Path, *names: str, versions: tuple[int, ...] = (1,), c
     return root
 
 
-def make_version(directory: Path) -> None:
+def make_version(directory: Path, *, demonstration: bool = False) -> None:
     directory.mkdir()
     write_tokenizer(directory / "tokenizer.json")
     facts = ModelFacts(
@@ -49,6 +49,7 @@ def make_version(directory: Path) -> None:
         multi_vector_dimension=DIMENSION,
         vocabulary_size=VOCABULARY_SIZE,
         max_tokens=MAX_TOKENS,
+        demonstration=demonstration,
     )
     write_manifest(directory, facts, Source(kind="directory", name="tests"), ["tokenizer.json"])
 

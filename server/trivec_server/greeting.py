@@ -11,21 +11,23 @@ _TEXT = "人工智能"
 def greet(started: Started) -> str:
     """The lines to print."""
     target = f"{_host_to_call(started.host)}:{started.grpc_port}"
-    metrics = f", metrics on port {started.metrics_port}" if started.metrics_port is not None else ""
+    metrics = f", metrics on port {started.metrics_port} (/metrics)" if started.metrics_port is not None else ""
     host = f"[{started.host}]" if ":" in started.host else started.host
     lines = [f"Trivec {version('trivec')} serves gRPC on {host}:{started.grpc_port}{metrics}"]
     lines += [f"  {_describe(record)}" for record in started.records]
+    if len({record.key.name for record in started.records}) > 1:
+        none = "none: requests must name their model, or start with --default-model"
+        lines.append(f"  default model: {started.default_model or none}")
     ready = [record.key.name for record in started.records if record.state is State.READY]
     if ready:
-        # Of several models, also ones that failed, none is the default.
-        is_only_one = len({record.key.name for record in started.records}) == 1
-        model = "" if is_only_one else f'"model": "{ready[0]}", '
-        argument = "" if is_only_one else f', model="{ready[0]}"'
+        has_default = started.default_model in ready
+        model = "" if has_default else f'"model": "{ready[0]}", '
+        argument = "" if has_default else f', model="{ready[0]}"'
         request = f'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
         lines += [
             "Try it:",
             f"  grpcurl -plaintext -d '{request}' {target} trivec.v1.EmbeddingService/Embed",
-            "or in Python:",
+            "or in this server's Python environment:",
             "  from trivec_client import TrivecClient",
             f'  with TrivecClient("{target}"{argument}) as client:',
             f'      print(client.encode(["{_TEXT}"], return_sparse=True, return_colbert_vecs=True))',
@@ -43,12 +45,14 @@ def _host_to_call(host: str) -> str:
 def _describe(record: VersionRecord) -> str:
     loaded = record.loaded
     if loaded is None:
-        return f"{record.key}: {record.state.name}: {record.reason}"
+        # Version 0: none was found.
+        name = record.key if record.key.version else record.key.name
+        return f"{name}: {record.state.name}: {record.reason}"
     info = loaded.info
     what = (
-        f"{record.key}: {record.state.name}, engine {info.engine} on {info.device} in {info.precision}, dense and "
-        f"multi-vector of {info.dense_dimension} and {info.multi_vector_dimension} dimensions, up to "
-        f"{loaded.max_tokens} tokens a text"
+        f"{record.key}: {record.state.name}, engine {info.engine} on {info.device} in {info.precision}, dense "
+        f"vectors of {info.dense_dimension} and token vectors of {info.multi_vector_dimension} dimensions, texts of "
+        f"up to {loaded.max_tokens} tokens"
     )
     if loaded.manifest.model.demonstration:
         what += "; a demonstration model, not for production"

@@ -34,6 +34,7 @@ class Started:
     host: str
     grpc_port: int
     metrics_port: int | None
+    default_model: str | None
     records: tuple[VersionRecord, ...]
 
 
@@ -130,7 +131,13 @@ class _Server:
         if not self._registry.any_ready:
             _log.error("no model is ready: health says NOT_SERVING; the reasons are above and in ListModels")
         self._on_loaded(
-            Started(host=self._settings.host, grpc_port=grpc_port, metrics_port=metrics_port, records=records)
+            Started(
+                host=self._settings.host,
+                grpc_port=grpc_port,
+                metrics_port=metrics_port,
+                default_model=self._registry.default_model,
+                records=records,
+            )
         )
 
     async def _drain(self, listener: Listener) -> None:

@@ -13,7 +13,7 @@ from trivec_server.settings import Limits
 from tests.rpc.failures import failure_of
 from tests.rpc.running_server import embed, running_server
 from tests.scripted_engine import DIMENSION, VOCABULARY_SIZE, Script
-from tests.small_repository import MAX_TOKENS, make_repository
+from tests.small_repository import MAX_TOKENS, make_repository, make_version
 
 DESCRIBED = """
 max_batch_size: 8
@@ -136,3 +136,18 @@ async def test_a_broken_model_is_unavailable_with_the_reason_and_others_serve(
         assert failure.code.name == "UNAVAILABLE"
         assert model.state_reason in failure.message
         assert (await embed(server, pb.EmbedRequest(model="good", texts=["w10"]))).model == "good"
+
+
+async def test_of_several_models_the_only_one_not_for_demonstrations_is_the_default(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path, "real", "toy", versions=())
+    make_version(repository / "real" / "1")
+    make_version(repository / "toy" / "1", demonstration=True)
+    async with running_server(repository, Script()) as server:
+        assert (await server.stub.Embed(pb.EmbedRequest(texts=["w10"]))).model == "real"
+
+
+async def test_a_model_without_a_version_does_not_take_the_default_away(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path)
+    (repository / "stray").mkdir()
+    async with running_server(repository, Script()) as server:
+        assert (await server.stub.Embed(pb.EmbedRequest(texts=["w10"]))).model == "small"

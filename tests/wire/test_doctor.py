@@ -239,6 +239,45 @@ def test_a_typo_in_a_config_is_named_with_its_place(examine: Doctor, repository:
     assert fault["mend"] == f"edit {config}"
 
 
+@pytest.mark.parametrize(
+    ("setting", "fact"),
+    [
+        (
+            'parameters { key: "max_tokens" value { string_value: "65" } }',
+            "config.pbtxt: max_tokens is 65, but the model takes at most 64",
+        ),
+        (
+            'parameters { key: "pooling" value { string_value: "mean" } }',
+            "config.pbtxt says pooling mean, the model has cls",
+        ),
+        (
+            'output { name: "dense" data_type: TYPE_FP32 dims: 33 }',
+            "config.pbtxt says dense dimension 33, the model has 32",
+        ),
+    ],
+)
+def test_a_config_that_disagrees_with_the_model_is_to_be_edited(
+    examine: Doctor, repository: Path, setting: str, fact: str
+) -> None:
+    config = repository / "tiny" / "config.pbtxt"
+    config.write_text(f"{CONFIG}{setting}\n")
+    code, findings = examine(repository)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].startswith(fact)
+    assert fault["mend"] == f"edit {config}"
+
+
+def test_the_mend_of_a_missing_config_writes_it(examine: Doctor, mini_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(mini_repository / "m3-mini", repository / "m3-mini")
+    (repository / "m3-mini" / "config.pbtxt").unlink()
+    _, findings = examine(repository)
+    assert trivec(*mend_of(only_fault(findings))).code == 0
+    code, _ = examine(repository)
+    assert code == 0
+
+
 def test_a_field_without_effect_is_a_warning(examine: Doctor, repository: Path) -> None:
     (repository / "tiny" / "config.pbtxt").write_text(CONFIG + 'runtime: "x"\n')
     code, findings = examine(repository)

@@ -309,7 +309,7 @@ def test_the_greeting_says_what_is_served_where_and_how_to_call_it(serving: Serv
 
 def test_the_snippet_of_the_greeting_runs(serving: ServingProcess) -> None:
     lines = serving.greeting.splitlines()
-    snippet = "\n".join(line[2:] for line in lines[lines.index("or in Python:") + 1 :])
+    snippet = "\n".join(line[2:] for line in lines[lines.index("or in this server's Python environment:") + 1 :])
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "colbert_vecs" in done.stdout

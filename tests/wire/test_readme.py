@@ -47,7 +47,7 @@ RUN_BY: Mapping[str, tuple[str, ...]] = {
         "make setup",
         ". .venv/bin/activate",
         "trivec pull BAAI/bge-m3",
-        "trivec serve --load-model bge-m3",
+        "trivec serve",
     ),
     "test_grpcurl": (
         f"grpcurl -plaintext {PORT} describe trivec.v1.EmbeddingService",

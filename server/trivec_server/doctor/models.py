@@ -11,7 +11,7 @@ from trivec_server.doctor.finding import Finding, Status
 from trivec_server.doctor.program import trivec, trivec_serve
 from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
-from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
+from trivec_server.repository.scan import CONFIG_NAME, ModelEntry, scan_repository, select_versions
 from trivec_server.repository.space import format_bytes
 from trivec_server.settings import ServeSettings
 from trivec_server.types import InstanceGroup, ModelSettings, ModelVersion
@@ -24,10 +24,11 @@ _OTHER_LOADED_RATIO = 2.5
 
 @dataclass(frozen=True, slots=True)
 class RepositoryReport:
-    """The findings, and the bytes of memory that the versions to be served take."""
+    """The findings, the bytes of memory that the versions to be served take, and the keys of those versions."""
 
     findings: tuple[Finding, ...]
     model_bytes: int = 0
+    served: tuple[ModelVersion, ...] = ()
 
 
 def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport:
@@ -80,7 +81,7 @@ def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
     selection = select_versions(settings.version_policy, [version.number for version in entry.versions])
     for number in selection.missing:
         fact = f"version_policy in config.pbtxt asks for version {number}, which is not there"
-        findings.append(Finding(check, Status.FAIL, fact, f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}"))
+        findings.append(Finding(check, Status.FAIL, fact, _edit_config(entry)))
     model_bytes = 0
     for version in entry.versions:
         if version.number in selection.selected:
@@ -95,7 +96,7 @@ def _check_backend(check: str, entry: ModelEntry, settings: ModelSettings) -> It
 
     if settings.backend not in ENGINES:
         fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {', '.join(sorted(ENGINES))}"
-        yield Finding(check, Status.FAIL, fact, f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}")
+        yield Finding(check, Status.FAIL, fact, _edit_config(entry))
 
 
 def _check_version(
@@ -109,16 +110,43 @@ def _check_version(
         manifest = read_manifest(path)
         verify_files(path, manifest)
         Tokenizer(path / "tokenizer.json")
+        _check_agreement(settings, manifest)
         if load:
             _load(key, path, settings)
     except LoadError as error:
-        return RepositoryReport((Finding(check, Status.FAIL, str(error), _mend_version(entry, path, manifest)),))
+        # Errors that begin so ask for another config.pbtxt, and a pull never writes over one.
+        of_config = str(error).startswith(CONFIG_NAME)
+        mend = _edit_config(entry) if of_config else _mend_version(entry, path, manifest)
+        return RepositoryReport((Finding(check, Status.FAIL, str(error), mend),))
     size = sum(facts.bytes for facts in manifest.files.values())
     done = "loaded and self-checked" if load else "checksums right"
     fact = f"{manifest.source}, {manifest.model.precision}, {format_bytes(size)}, {done}"
     ratio = _LOADED_RATIO.get(manifest.model.precision, _OTHER_LOADED_RATIO)
     model_bytes = int(size * ratio) * sum(map(_instances, settings.instance_groups))
-    return RepositoryReport((Finding(check, Status.OK, fact),), model_bytes)
+    return RepositoryReport((Finding(check, Status.OK, fact),), model_bytes, (key,))
+
+
+def _check_agreement(settings: ModelSettings, manifest: Manifest) -> None:
+    """
+    What can be said without the graph of whether `config.pbtxt` fits the model.
+
+    Raises:
+        LoadError: it does not; the message begins with the file's name.
+    """
+    model = manifest.model
+    if settings.max_tokens is not None and settings.max_tokens > model.max_tokens:
+        raise LoadError(
+            f"{CONFIG_NAME}: max_tokens is {settings.max_tokens}, but the model takes at most {model.max_tokens}"
+        )
+    for what, said, found in (
+        ("pooling", settings.pooling, model.pooling),
+        ("dense dimension", settings.dense_dimension, model.dense_dimension),
+        ("multi_vector dimension", settings.multi_vector_dimension, model.multi_vector_dimension),
+    ):
+        if said is not None and said != found:
+            raise LoadError(f"{CONFIG_NAME} says {what} {said}, the model has {found}; correct {CONFIG_NAME}")
+    if settings.declared_modes is not None and settings.declared_modes & ~model.modes:
+        raise LoadError(f"{CONFIG_NAME} declares an output that the model does not have; correct {CONFIG_NAME}")
 
 
 def _load(key: ModelVersion, path: Path, settings: ModelSettings) -> None:
@@ -133,9 +161,13 @@ def _instances(group: InstanceGroup) -> int:
     return group.count * max(1, len(group.gpus))
 
 
+def _edit_config(entry: ModelEntry) -> str:
+    return f"edit {shlex.quote(str(entry.path / CONFIG_NAME))}"
+
+
 def _mend_model(entry: ModelEntry) -> str:
-    if entry.settings is None and os.path.lexists(entry.path / "config.pbtxt"):
-        return f"edit {shlex.quote(str(entry.path / 'config.pbtxt'))}"
+    if entry.settings is None and os.path.lexists(entry.path / CONFIG_NAME):
+        return _edit_config(entry)
     if entry.name == _MINI:
         return _pull(entry, _MINI)
     return _pull(entry, "SOURCE")

@@ -13,6 +13,7 @@ from trivec_server.errors import CommandError, InvalidRequest, LoadError, NotFou
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.repository.loading import LoadedVersion, load_version
+from trivec_server.repository.manifest import read_manifest
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
 from trivec_server.serving.pipeline import Pipeline
 from trivec_server.settings import ServeSettings
@@ -85,11 +86,17 @@ class Registry:
         self._engines = engines
         self._on_change = on_change
         self._records: dict[ModelVersion, VersionRecord] = {}
+        self._default: str | None = None
         self._ready: dict[tuple[str, int], ReadyVersion] = {}
 
     def records(self) -> list[VersionRecord]:
         """All versions, ordered by name, then version."""
         return sorted(self._records.values(), key=lambda record: (record.key.name, record.key.version))
+
+    @property
+    def default_model(self) -> str | None:
+        """The model of requests that name none; decided by `scan` for as long as the server runs."""
+        return self._default
 
     @property
     def any_ready(self) -> bool:
@@ -116,6 +123,7 @@ class Registry:
                 "directory with --model-repository"
             )
         entries = [entry for entry in entries if entry.name in wanted]
+        self._default = self._settings.default_model or _only_model(entries)
         for entry in entries:
             self._register(entry)
         return entries
@@ -229,21 +237,17 @@ class Registry:
     def _index_ready(self) -> None:
         """Makes the table of what `resolve` can answer at once: by name or as default, by version or as newest."""
         self._ready.clear()
-        names = {key.name for key in self._records}
-        default = self._settings.default_model or (next(iter(names)) if len(names) == 1 else None)
         for record in self.records():
             if record.state is State.READY and record.loaded is not None and record.pipeline is not None:
                 ready = ReadyVersion(key=record.key, loaded=record.loaded, pipeline=record.pipeline)
-                for name in {record.key.name, "" if record.key.name == default else record.key.name}:
+                for name in {record.key.name, "" if record.key.name == self._default else record.key.name}:
                     # Versions come in ascending order: the newest stays as version 0.
                     self._ready[name, record.key.version] = self._ready[name, 0] = ready
 
     def _default_name(self) -> str:
-        if self._settings.default_model:
-            return self._settings.default_model
+        if self._default is not None:
+            return self._default
         names = sorted({key.name for key in self._records})
-        if len(names) == 1:
-            return names[0]
         known = ", ".join(names) or "none"
         raise InvalidRequest("model", f"must be given: there is no default model; known models: {known}")
 
@@ -264,3 +268,22 @@ class Registry:
         ready = record.state is State.READY
         self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(ready)
         self._on_change(record)
+
+
+def _only_model(entries: list[ModelEntry]) -> str | None:
+    """
+    The default model where none was chosen: the only one with a version to load; of several, the only one that was not
+    made for demonstrations. None if that leaves no one, or more than one.
+    """
+    loadable = [entry for entry in entries if entry.error is None and entry.versions]
+    if len(loadable) > 1:
+        loadable = [entry for entry in loadable if not _is_demonstration(entry)]
+    return loadable[0].name if len(loadable) == 1 else None
+
+
+def _is_demonstration(entry: ModelEntry) -> bool:
+    try:
+        return read_manifest(entry.versions[-1].path).model.demonstration
+    except LoadError:
+        # Loading will say what is wrong with it.
+        return False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trivec_server.backends.interface import EngineInfo
 from trivec_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, TrivecError, Unavailable
+from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.device import Device
@@ -22,6 +23,8 @@ from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.serving.tokenizing import SliceMaker
 from trivec_server.settings import Limits
 from trivec_server.types import BatchingSettings, InputType, Mode, QueuePolicy, TimeoutAction, Truncation
+
+_log = get_logger(__name__)
 
 _MIN_RETRY_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 5.0
@@ -158,6 +161,8 @@ class Pipeline:
         finally:
             self._leave(ticket, held_bytes)
         self._metrics.queue_duration_s.observe(ticket.queue_s)
+        if ticket.truncated_count:
+            _log.info("texts truncated", request_id=task.request_id, texts=ticket.truncated_count)
         return ticket.result()
 
     async def tokenize(
