@@ -18,11 +18,9 @@ from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSetting
 
 _INTERRUPTED_EXIT_CODE = 130
 _MAX_LIMIT = 2**31 - 1
+"""gRPC's own limit of a message's size, and enough for any other number of a limit."""
 _MAX_SECONDS = 7 * 24 * 3600
 _DEFAULTS = ServeSettings()
-_MESSAGE_SIZES = ("max_request_bytes", "max_response_bytes", "max_chunk_bytes")
-_MAX_MESSAGE_BYTES = 2**31 - 1
-"""gRPC's own limit."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -101,8 +99,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(Limits)):
         flag = "--" + field.name.replace("_", "-")
         default = getattr(defaults, field.name)
-        most = _MAX_MESSAGE_BYTES if field.name in _MESSAGE_SIZES else None
-        command = option(flag, texts[field.name], type=click.IntRange(1, most), default=default)(command)
+        command = option(flag, texts[field.name], type=click.IntRange(1, _MAX_LIMIT), default=default)(command)
     return command
 
 

@@ -77,9 +77,9 @@ def test_version_is_that_of_the_package() -> None:
         (["serve", "--grpc-port", "eight"], "Invalid value for '--grpc-port'"),
         (["serve", "--grpc-port", "65536"], "65536 is not in the range 0<=x<=65535"),
         (["serve", "--log-level", "loud"], "'loud' is not one of"),
-        (["serve", "--max-texts-per-request", "0"], "0 is not in the range x>=1"),
+        (["serve", "--max-texts-per-request", "0"], "0 is not in the range 1<=x<=2147483647"),
         (["pull"], "Missing argument 'SOURCE'"),
-        (["pull", "m3-mini", "--model-version", "0"], "0 is not in the range x>=1"),
+        (["pull", "m3-mini", "--model-version", "0"], "0 is not in the range 1<=x<=2147483647"),
     ],
 )
 def test_a_wrong_argument_is_named_on_one_line(arguments: list[str], message: str) -> None:
