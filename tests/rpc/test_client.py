@@ -4,11 +4,13 @@ import asyncio
 import inspect
 import subprocess
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from trivec.v1 import embedding_pb2 as pb
@@ -17,6 +19,7 @@ from trivec_client import (
     MalformedResponseError,
     MissingExtraError,
     NotFoundError,
+    RetryPolicy,
     ServingStatus,
     Tls,
     TrivecClient,
@@ -486,7 +489,34 @@ async def test_health_of_no_server_names_the_target(kind: Kind, script: Script) 
     async with serve(script) as gone:
         pass
     async with connect(kind, gone) as client:
-        with pytest.raises(UnavailableError, match=f"UNAVAILABLE: {gone}: "):
+        with pytest.raises(UnavailableError, match=f"UNAVAILABLE: {gone}: .*; is `trivec serve` running there\\?$"):
+            await client.call("health")
+
+
+@pytest.mark.parametrize("method", [["health"], ["encode", "a"]], ids=lambda method: method[0])
+async def test_a_traceback_ends_with_the_one_line_and_shows_no_other_error(
+    kind: Kind, script: Script, method: list[str]
+) -> None:
+    async with serve(script) as gone:
+        pass
+    async with connect(kind, gone, retry=RetryPolicy(max_attempts=1)) as client:
+        with pytest.raises(UnavailableError) as caught:
+            await client.call(*method)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert printed.splitlines()[-1] == f"trivec_client.errors.UnavailableError: {caught.value}"
+    assert printed.count("Traceback") == 1
+    assert isinstance(caught.value.rpc_error, grpc.RpcError)
+
+
+async def test_tls_to_a_plaintext_server_says_so(kind: Kind, target: str) -> None:
+    async with connect(kind, target, tls=Tls()) as client:
+        with pytest.raises(UnavailableError, match=r"; the server may speak plaintext: then connect without TLS$"):
+            await client.call("health")
+
+
+async def test_plaintext_to_a_tls_server_says_so(kind: Kind, script: Script) -> None:
+    async with serve(script, tls=True) as target, connect(kind, target) as client:
+        with pytest.raises(UnavailableError, match=r"; the server may expect TLS$"):
             await client.call("health")
 
 
@@ -574,3 +604,15 @@ def test_settings_that_cannot_be_right_are_refused(client_class: type[TrivecClie
     for setting in ({"batch_size": 0}, {"max_in_flight": 0}, {"timeout_s": 0.0}):
         with pytest.raises(ValueError, match=next(iter(setting))):
             client_class(**setting)
+
+
+@pytest.mark.parametrize("client_class", [TrivecClient, AsyncTrivecClient])
+@pytest.mark.parametrize("target", ["", "localhost", "http://localhost:8001", "localhost:http", "::1:8001", "a:65536"])
+def test_a_target_without_port_or_with_a_scheme_is_refused(client_class: type[TrivecClient], target: str) -> None:
+    with pytest.raises(ValueError, match=r"^target: '.*' is not host:port, such as "):
+        client_class(target)
+
+
+@pytest.mark.parametrize("target", ["localhost:8001", "[::1]:8001", "dns:///trivec:8001", "unix:/run/trivec.sock"])
+def test_what_grpc_resolves_is_a_target(target: str) -> None:
+    TrivecClient(target).close()

@@ -109,7 +109,7 @@ async def test_unavailable_ends_the_call_after_max_attempts(
         await client.call("encode", "a")
     assert len(script.requests) == 5
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-    assert isinstance(caught.value.__cause__, grpc.RpcError)
+    assert isinstance(caught.value.rpc_error, grpc.RpcError)
 
 
 async def test_all_tries_of_a_request_bear_one_id(client: AnyClient, script: Script) -> None:

@@ -128,7 +128,7 @@ class BlockingRunner:
         except TrivecClientError as error:
             raise error.in_context(
                 request_id=job.request_id, first_index=job.first_index, target=self._settings.target
-            ) from error.__cause__
+            ) from None
 
     def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:
         assembly = job.assemble()
@@ -142,9 +142,9 @@ class BlockingRunner:
                 with running.track(lambda: self._methods[job.rpc].future(job.request, **how)) as call:
                     assembly.add(call.result())
         except grpc.RpcError as error:
-            raise parse_rpc_error(error.code(), error.details(), error.trailing_metadata()) from error
-        except grpc.FutureCancelledError as error:
-            raise TrivecClientError(grpc.StatusCode.CANCELLED, "the operation was abandoned") from error
+            raise parse_rpc_error(error) from None
+        except grpc.FutureCancelledError:
+            raise TrivecClientError(grpc.StatusCode.CANCELLED, "the operation was abandoned") from None
         return assembly.finish()
 
     def run_all(
@@ -198,7 +198,7 @@ class BlockingRunner:
         try:
             return self._off_main_thread(check)
         except grpc.RpcError as error:
-            raise parse_failure(error, service, self._settings.target) from error
+            raise parse_failure(error, service, self._settings.target) from None
 
 
 def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:

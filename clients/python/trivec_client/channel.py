@@ -1,6 +1,7 @@
 """What a channel to a server is made from: security, limits, keepalive."""
 
 import importlib.metadata
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,26 @@ import grpc
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 
+_GRPC_NAMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
+"""How names begin that gRPC itself resolves; they say where the server is in ways of their own."""
+_HOST_AND_PORT = re.compile(r"(\[[^][/]+\]|[^][:/\s]+):(\d{1,5})", re.ASCII)
+
 ChannelOption = tuple[str, str | int | bool]
 Metadata = Sequence[tuple[str, str]]
+
+
+def check_target(target: str) -> None:
+    """
+    Refuses what gRPC would try in vain, or at port 443.
+
+    Raises:
+        ValueError: the target is neither `host:port` nor a name with a scheme that gRPC resolves.
+    """
+    if target.startswith(_GRPC_NAMES):
+        return
+    match = _HOST_AND_PORT.fullmatch(target)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(f"target: {target!r} is not host:port, such as {DEFAULT_TARGET} or [::1]:8001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,7 @@ class TrivecClient:
 
         Raises:
             OSError: a file that `tls` names is not readable.
+            ValueError: a setting cannot be right, such as a target without a port.
         """
         self._settings = ClientSettings(
             target=target,

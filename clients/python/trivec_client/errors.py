@@ -37,6 +37,7 @@ class TrivecClientError(Exception):
             that happened to carry the text.
         request_id: the id of the request, also in the server's log; empty where none was sent.
         retry_after_s: how long the server asks to wait before another try; None where it does not ask.
+        rpc_error: what gRPC raised, where it did. It is not the `__cause__`: a traceback ends with this error's line.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class TrivecClientError(Exception):
         violations: Sequence[FieldViolation] = (),
         request_id: str = "",
         retry_after_s: float | None = None,
+        rpc_error: Exception | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -54,6 +56,7 @@ class TrivecClientError(Exception):
         self.violations = tuple(violations)
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.rpc_error = rpc_error
 
     def __str__(self) -> str:
         request = f" (request {self.request_id})" if self.request_id else ""
@@ -62,7 +65,7 @@ class TrivecClientError(Exception):
     def in_context(self, *, request_id: str, first_index: int, target: str) -> Self:
         """
         The same error as the caller sees it: indices shifted by the index of the request's first text, the target
-        named where the server was not reached or did not answer, the request id filled in.
+        named where the server was not reached or did not answer, with what to look at there, the request id filled in.
         """
 
         def shift(text: str) -> str:
@@ -72,11 +75,25 @@ class TrivecClientError(Exception):
         unanswered = self.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
         return type(self)(
             self.code,
-            f"{target}: {spoken}" if unanswered else spoken,
+            f"{target}: {spoken}{_hint(spoken)}" if unanswered else spoken,
             violations=[FieldViolation(shift(each.field), shift(each.description)) for each in self.violations],
             request_id=self.request_id or request_id,
             retry_after_s=self.retry_after_s,
+            rpc_error=self.rpc_error,
         )
+
+
+def _hint(message: str) -> str:
+    """What to look at where gRPC says that it could not connect."""
+    message = message.lower()
+    if "failed to connect" not in message:
+        return ""
+    if "handshake failed" in message:
+        plaintext = "wrong_version_number" in message
+        return "; the server may speak plaintext: then connect without TLS" if plaintext else ""
+    if "socket closed" in message:
+        return "; the server may expect TLS"
+    return "; is `trivec serve` running there?"
 
 
 class InvalidRequestError(TrivecClientError):
@@ -146,12 +163,19 @@ def parse_status(status: status_pb2.Status) -> TrivecClientError:
     return error_class(code, status.message, violations=violations, request_id=request_id, retry_after_s=retry_after_s)
 
 
-def parse_rpc_error(
+def parse_rpc_error(error: grpc.RpcError) -> TrivecClientError:
+    """What a failed RPC ended with, as an error that keeps it as `rpc_error`."""
+    parsed = _parse_end(error.code(), error.details(), error.trailing_metadata())
+    parsed.rpc_error = error
+    return parsed
+
+
+def _parse_end(
     code: grpc.StatusCode, details: str | None, trailing_metadata: Iterable[Any] | None
 ) -> TrivecClientError:
     """
-    What a failed RPC ended with, as an error; the metadata are pairs of key and value. Without a readable
-    google.rpc.Status in them (a proxy or gRPC itself has answered) the plain code and message remain.
+    The end of an RPC as an error; the metadata are pairs of key and value. Without a readable google.rpc.Status in
+    them (a proxy or gRPC itself has answered) the plain code and message remain.
     """
     plain = status_pb2.Status(code=code.value[0], message=details or "no further details")
     for key, value in trailing_metadata or ():

@@ -29,7 +29,7 @@ def serialize_check(service: str) -> bytes:
 
 def parse_failure(error: grpc.RpcError, service: str, target: str) -> TrivecClientError:
     """What a failed check ended with; the health service itself has no words for a service that it does not know."""
-    parsed = parse_rpc_error(error.code(), error.details(), error.trailing_metadata())
+    parsed = parse_rpc_error(error)
     if parsed.code is grpc.StatusCode.NOT_FOUND:
         parsed.message = f"the server's health service does not know {service!r}"
     return parsed.in_context(request_id="", first_index=0, target=target)

@@ -72,7 +72,7 @@ class AsyncRunner:
         except TrivecClientError as error:
             raise error.in_context(
                 request_id=job.request_id, first_index=job.first_index, target=self._settings.target
-            ) from error.__cause__
+            ) from None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -92,11 +92,11 @@ class AsyncRunner:
             else:
                 assembly.add(await self._methods[job.rpc](job.request, **how))
         except grpc.aio.AioRpcError as error:
-            raise parse_rpc_error(error.code(), error.details(), error.trailing_metadata()) from error
-        except asyncio.CancelledError as error:
+            raise parse_rpc_error(error) from None
+        except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
-                raise TrivecClientError(grpc.StatusCode.CANCELLED, "the client was closed") from error
+                raise TrivecClientError(grpc.StatusCode.CANCELLED, "the client was closed") from None
             raise
         return assembly.finish()
 
@@ -132,7 +132,7 @@ class AsyncRunner:
         try:
             return await self._check_health(service, timeout=limit_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise parse_failure(error, service, self._settings.target) from error
+            raise parse_failure(error, service, self._settings.target) from None
 
 
 async def iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_client.channel import DEFAULT_TARGET, Metadata
+from trivec_client.channel import DEFAULT_TARGET, Metadata, check_target
 from trivec_client.embeddings import EmbedAssembly, EmbeddedTexts
 from trivec_client.jobs import Job, RequestIds, Rpc, SingleResponse, StreamAssembly
 from trivec_client.models import ModelInfo, ScoreWeights, parse_model
@@ -44,6 +44,7 @@ class ClientSettings:
     metadata: Metadata = ()
 
     def __post_init__(self) -> None:
+        check_target(self.target)
         pick("wire_encoding", ENCODINGS, self.wire_encoding)
         for name in ("batch_size", "max_in_flight"):
             if getattr(self, name) < 1:
