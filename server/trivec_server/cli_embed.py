@@ -54,7 +54,11 @@ def _parse_modes(_context: click.Context, _parameter: click.Parameter, values: t
 )
 @option("--text-field", "The field of a JSON object that holds the text.", default="text")
 @option("--output", "The file to write, which appears when it is whole; - is standard output.", default="-")
-@option("--format", "What to write. Parquet needs --output.", type=click.Choice(["jsonl", "parquet"]), default="jsonl")
+@option(
+    "--format",
+    "What to write. Parquet needs --output. [default: by the output's name, else jsonl]",
+    type=click.Choice(["jsonl", "parquet"]),
+)
 @option("--sparse-top-k", "Keep this many sparse entries; 0: all.", type=click.IntRange(min=0), default=0)
 @option(
     "--wire-encoding",
@@ -78,8 +82,7 @@ def embed(client: TrivecClient, **given: Any) -> int:
 
     Reads lines or JSON Lines, in bounded memory, and writes JSON Lines or Parquet in the order of the input.
     """
-    if given["format"] == "parquet" and given["output"] == "-":
-        raise click.UsageError("--format parquet needs --output FILE")
+    output_format = _choose_format(given["format"], given["output"])
     source: BinaryIO = given["file"]
     records = _read_records(source, given["input_format"], given["text_field"])
     pending: deque[TextRecord] = deque()
@@ -97,7 +100,7 @@ def embed(client: TrivecClient, **given: Any) -> int:
     )
     done = 0
     with _open_output(given["output"]) as output:
-        writer = _make_writer(given["format"], output, client, modes)
+        writer = _make_writer(output_format, output, client, modes)
         try:
             for embedding in results:
                 writer.write(pending.popleft(), embedding)
@@ -108,9 +111,23 @@ def embed(client: TrivecClient, **given: Any) -> int:
     return 0
 
 
+def _choose_format(asked: str | None, output: str) -> str:
+    """What was asked for, or what the output's name says; the two may not contradict each other."""
+    suffix = Path(output).suffix.lower()
+    by_name = "parquet" if suffix == ".parquet" else "jsonl" if suffix in _JSONL_SUFFIXES else None
+    if asked is not None and by_name is not None and asked != by_name:
+        raise click.UsageError(f"--format {asked} contradicts the name of --output {output}: change one of them")
+    if asked == "parquet" and output == "-":
+        raise click.UsageError("--format parquet needs --output FILE")
+    return asked or by_name or "jsonl"
+
+
 def _read_records(file: BinaryIO, input_format: str | None, text_field: str) -> Iterator[TextRecord]:
     by_name = "jsonl" if Path(file.name).suffix in _JSONL_SUFFIXES else "lines"
-    if (input_format or by_name) == "jsonl":
+    is_jsonl = (input_format or by_name) == "jsonl"
+    if file.isatty():
+        click.echo(f"one {'JSON object' if is_jsonl else 'text'} a line; Ctrl-D ends", err=True)
+    if is_jsonl:
         return read_jsonl(file, file.name, text_field)
     return read_lines(file, file.name)
 
@@ -152,7 +169,11 @@ def _open_output(output: str) -> Iterator[BinaryIO]:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("xb") as file:
+        file = temporary.open("xb")
+    except OSError as error:
+        raise CommandError(f"{output}: {error.strerror}") from error
+    try:
+        with file:
             yield file
         temporary.replace(path)
     finally:

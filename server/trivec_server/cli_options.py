@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import click
-from trivec_client import DEFAULT_TARGET, MissingExtraError, Tls, TrivecClient, TrivecClientError, UnavailableError
+from trivec_client import DEFAULT_TARGET, MissingExtraError, Tls, TrivecClient, TrivecClientError
+from trivec_client.channel import check_target
 from trivec_client.requests import TruncationName
 
 from trivec_server.errors import CommandError
@@ -29,8 +30,16 @@ def option(flag: str, text: str, **settings: Any) -> Decorator:
     return click.option(flag, help=text, envvar=variable, show_envvar=True, **settings)
 
 
+def _parse_target(_context: click.Context, _parameter: click.Parameter, target: str) -> str:
+    try:
+        check_target(target)
+    except ValueError as error:
+        raise click.BadParameter(str(error).removeprefix("target: ")) from None
+    return target
+
+
 CONNECTION_OPTIONS = (
-    option("--target", "The server, as host:port.", default=DEFAULT_TARGET),
+    option("--target", "The server, as host:port.", default=DEFAULT_TARGET, callback=_parse_target),
     option("--timeout-s", "Seconds for a request, its retries included.", type=click.FloatRange(min=0, min_open=True)),
     option("--tls", "Use TLS.", is_flag=True),
     option(
@@ -78,9 +87,6 @@ def connected(command: Callable[..., int]) -> Callable[..., int]:
         try:
             with _connect(given) as client:
                 return command(client, **given)
-        except UnavailableError as error:
-            hint = "; is `trivec serve` running there?" if "connect" in error.message else ""
-            raise CommandError(one_line(error) + hint) from error
         except (TrivecClientError, MissingExtraError, ValueError) as error:
             raise CommandError(one_line(error)) from error
         except BrokenPipeError:

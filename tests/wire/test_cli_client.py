@@ -198,6 +198,13 @@ async def test_parquet_holds_the_arrays(trivec: Trivec, lines_file: Path, tmp_pa
         np.testing.assert_array_equal(np.array(row["multi_vector"], np.float32), rows_of(text))
 
 
+async def test_the_outputs_name_chooses_the_format(trivec: Trivec, tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    run = await trivec.run("embed", "--output", str(output), stdin=b"a\nb\n")
+    assert (run.code, run.err) == (0, "")
+    assert pyarrow.parquet.read_table(output).num_rows == 2
+
+
 async def test_parquet_of_no_texts_has_its_columns(trivec: Trivec, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     run = await trivec.run("embed", "--format", "parquet", "--output", str(output))
@@ -231,10 +238,15 @@ async def test_an_output_file_appears_only_when_it_is_whole(trivec: Trivec, scri
 
 
 async def test_an_output_in_no_directory_is_one_line(trivec: Trivec, tmp_path: Path) -> None:
-    run = await trivec.run("embed", "--output", str(tmp_path / "no" / "out.jsonl"), stdin=b"a")
-    assert run.code == 1
-    assert run.err.startswith("error: ")
-    assert "No such file or directory" in run.err
+    output = tmp_path / "no" / "out.jsonl"
+    run = await trivec.run("embed", "--output", str(output), stdin=b"a")
+    assert (run.code, run.err) == (1, f"error: {output}: No such file or directory\n")
+
+
+async def test_a_terminal_is_told_what_to_type(trivec: Trivec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stdin, "isatty", lambda _: True)
+    run = await trivec.run("embed", stdin=b"a\n")
+    assert (len(run.records), run.err) == (1, "one text a line; Ctrl-D ends\n")
 
 
 async def test_progress_is_shown_when_asked_for(trivec: Trivec) -> None:
@@ -294,10 +306,11 @@ async def test_health_is_the_exit_code(trivec: Trivec, flags: list[str], code: i
     assert (run.code, run.out) == (code, out)
 
 
-async def test_health_of_no_server_is_one_line_that_names_it(trivec: Trivec, script: Script) -> None:
+@pytest.mark.parametrize("command", ["health", "embed"])
+async def test_no_server_is_one_line_that_names_it(trivec: Trivec, script: Script, command: str) -> None:
     async with serve(script) as gone:
         pass
-    run = await trivec.run("health", target=gone)
+    run = await trivec.run(command, stdin=b"a", target=gone)
     assert run.code == 1
     assert run.err.startswith(f"error: UNAVAILABLE: {gone}: ")
     assert run.err.endswith("is `trivec serve` running there?\n")
@@ -351,6 +364,10 @@ def test_every_option_is_also_an_environment_variable(command: click.Command) ->
     [
         (["embed", "--mode", "spare"], "'spare' is none of dense, sparse, multi_vector, hybrid"),
         (["embed", "--format", "parquet"], "--format parquet needs --output FILE"),
+        (["embed", "--format", "jsonl", "--output", "e.parquet"], "--format jsonl contradicts the name of --output"),
+        (["embed", "--format", "parquet", "--output", "e.jsonl"], "--format parquet contradicts the name of --output"),
+        (["health", "--target", "localhost"], "'localhost' is not host:port"),
+        (["health", "--target", "http://localhost:8001"], "'http://localhost:8001' is not host:port"),
         (["embed", "no-such-file"], "No such file or directory"),
         (["embed", "--max-tokens", "1"], "1 is not in the range x>=2"),
         (["score", "--query", "q", "--weights", "a,b"], "expected three numbers with commas between"),
@@ -373,6 +390,15 @@ async def start(*arguments: str, target: str) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "TRIVEC_TARGET": target},
     )
+
+
+async def test_grpc_writes_no_lines_of_its_own(trivec: Trivec) -> None:
+    process = await start("health", "--tls", target=trivec.target)
+    _, err = await process.communicate()
+    assert process.returncode == 1
+    assert err.startswith(b"error: UNAVAILABLE: ")
+    assert err.endswith(b"; the server may speak plaintext: then connect without TLS\n")
+    assert err.count(b"\n") == 1
 
 
 async def test_ctrl_c_exits_with_130_and_leaves_no_file(trivec: Trivec, script: Script, tmp_path: Path) -> None:
