@@ -19,6 +19,7 @@ from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
 from trivec_server.types import Mode
 
 from tests.command_line import trivec
+from tests.serving_process import serve
 from tests.tiny_model import write_tiny_tokenizer
 
 CONFIG = 'backend: "onnxruntime"\nmax_batch_size: 8\n'
@@ -343,6 +344,29 @@ def test_a_port_in_use_fails_and_the_mend_names_a_free_one(
         *command, free = mend_of(fault)
         assert command == ["serve", "--model-repository", str(repository), flag]
         socket.create_server(("127.0.0.1", int(free))).close()
+
+
+def test_the_mends_of_both_ports_are_one_command_with_two_ports(examine: Doctor, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as grpc, socket.create_server(("127.0.0.1", 0)) as metrics:
+        ports = [holder.getsockname()[1] for holder in (grpc, metrics)]
+        code, findings = examine(repository, "--grpc-port", str(ports[0]), "--metrics-port", str(ports[1]))
+    assert code == 1
+    mend = mend_of(findings["gRPC port"][0])
+    assert mend == mend_of(findings["metrics port"][0])
+    assert [mend[-4], mend[-2]] == ["--grpc-port", "--metrics-port"]
+    assert len({mend[-3], mend[-1], *map(str, ports)}) == 4
+
+
+def test_ports_that_a_trivec_holds_are_warnings(examine: Doctor, mini_repository: Path, tmp_path: Path) -> None:
+    with serve(mini_repository, log_path=tmp_path / "log") as server:
+        port = server.target.rpartition(":")[2]
+        flags = ("--grpc-port", port, "--metrics-port", str(server.metrics_port))
+        code, findings = examine(mini_repository, *flags)
+    assert code == 0
+    for check in ("gRPC port", "metrics port"):
+        (finding,) = findings[check]
+        assert finding["status"] == "warn"
+        assert finding["fact"].endswith(": Trivec already serves there")
 
 
 def test_one_port_for_both_endpoints_fails(examine: Doctor, repository: Path) -> None:

@@ -65,7 +65,7 @@ def _check_names(settings: ServeSettings, names: list[str]) -> Iterator[Finding]
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1) or names
             fact = f"{flag} {name}: the repository has no such model"
-            yield Finding("repository", Status.FAIL, fact, trivec_serve(settings, flag, close[0]))
+            yield Finding("repository", Status.FAIL, fact, trivec_serve(settings, {flag: close[0]}))
 
 
 def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:

@@ -4,6 +4,8 @@ import errno
 import socket
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPException
+from urllib.request import urlopen
 
 from trivec_server.doctor.finding import Finding, Status
 from trivec_server.doctor.program import trivec_serve
@@ -11,6 +13,8 @@ from trivec_server.settings import ServeSettings
 
 _HIGHEST_PORT = 65_535
 _FIRST_UNPRIVILEGED_PORT = 1024
+_ANSWER_TIMEOUT_S = 2.0
+_METRICS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +26,92 @@ class _Endpoint:
     port_flag: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What is wrong with an endpoint, and the flag of `trivec serve` that mends it with its value."""
+
+    status: Status
+    fact: str
+    flag: str
+    value: str | int
+
+
 def check_ports(settings: ServeSettings) -> list[Finding]:
-    """Whether the gRPC and the metrics port can be bound now."""
+    """Whether the gRPC and the metrics port can be bound now. The mend of either mends both."""
     endpoints = [_Endpoint("gRPC port", settings.host, settings.grpc_port, "--host", "--grpc-port")]
     if settings.metrics_port is not None:
         endpoints.append(
             _Endpoint("metrics port", settings.metrics_host, settings.metrics_port, "--metrics-host", "--metrics-port")
         )
-    wanted = {endpoint.port for endpoint in endpoints}
-    findings = [_check_endpoint(settings, endpoint, wanted) for endpoint in endpoints]
-    if len(wanted) < len(endpoints) and settings.grpc_port:
-        free = _free_port(settings.metrics_host, settings.grpc_port, wanted)
-        mend = trivec_serve(settings, "--metrics-port", free)
-        fact = f"--grpc-port and --metrics-port are both {settings.grpc_port}"
-        findings.append(Finding("metrics port", Status.FAIL, fact, mend))
-    return findings
+    taken = {endpoint.port for endpoint in endpoints}
+    looks: list[_Fault | str] = []
+    for endpoint in endpoints:
+        if looks and endpoint.port and endpoint.port == settings.grpc_port:
+            free = _free_port(endpoint.host, endpoint.port, taken)
+            fact = f"--grpc-port and --metrics-port are both {endpoint.port}"
+            looks.append(_Fault(Status.FAIL, fact, endpoint.port_flag, free))
+        else:
+            looks.append(_look_at(endpoint, taken))
+    faults = [look for look in looks if isinstance(look, _Fault)]
+    mend = trivec_serve(settings, {fault.flag: fault.value for fault in faults})
+    return [
+        Finding(endpoint.name, look.status, look.fact, mend)
+        if isinstance(look, _Fault)
+        else Finding(endpoint.name, Status.OK, look)
+        for endpoint, look in zip(endpoints, looks, strict=True)
+    ]
 
 
-def _check_endpoint(settings: ServeSettings, endpoint: _Endpoint, wanted: set[int]) -> Finding:
+def _look_at(endpoint: _Endpoint, taken: set[int]) -> _Fault | str:
+    """What is wrong, or what is right. A free port that is proposed is added to those `taken`."""
     address = f"{endpoint.host}:{endpoint.port}"
     if endpoint.port == 0:
-        return Finding(endpoint.name, Status.OK, f"any free port of {endpoint.host}")
-    local = trivec_serve(settings, endpoint.host_flag, "127.0.0.1")
+        return f"any free port of {endpoint.host}"
     try:
         error = _bind_error(endpoint.host, endpoint.port)
     except (socket.gaierror, UnicodeError) as fault:
         reason = fault.strerror if isinstance(fault, socket.gaierror) else "it is not a host name"
         fact = f"{endpoint.host_flag} {endpoint.host!r} cannot be resolved: {reason}"
-        return Finding(endpoint.name, Status.FAIL, fact, local)
+        return _Fault(Status.FAIL, fact, endpoint.host_flag, "127.0.0.1")
     if error is None:
-        return Finding(endpoint.name, Status.OK, f"{address} is free")
-    free = _free_port(endpoint.host, endpoint.port, wanted)
-    other_port = trivec_serve(settings, endpoint.port_flag, free)
-    if error.errno == errno.EADDRINUSE:
-        return Finding(endpoint.name, Status.FAIL, f"{address} is in use{_holder(endpoint.port)}", other_port)
+        return f"{address} is free"
     if error.errno == errno.EADDRNOTAVAIL:
         fact = f"{endpoint.host} is not an address of this machine"
-        return Finding(endpoint.name, Status.FAIL, fact, local)
-    return Finding(endpoint.name, Status.FAIL, f"{address}: {error.strerror}", other_port)
+        return _Fault(Status.FAIL, fact, endpoint.host_flag, "127.0.0.1")
+    free = _free_port(endpoint.host, endpoint.port, taken)
+    if error.errno != errno.EADDRINUSE:
+        return _Fault(Status.FAIL, f"{address}: {error.strerror}", endpoint.port_flag, free)
+    fact = f"{address} is in use{_holder(endpoint.port)}"
+    said = _ask_trivec(endpoint)
+    status, fact = (Status.FAIL, fact) if said is None else (Status.WARN, f"{fact}: {said}")
+    return _Fault(status, fact, endpoint.port_flag, free)
+
+
+def _ask_trivec(endpoint: _Endpoint) -> str | None:
+    """What a Trivec that listens there says of itself; None if what listens there is none, or does not answer."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(endpoint.host, endpoint.host)  # noqa: S104
+    target = f"{f'[{host}]' if ':' in host else host}:{endpoint.port}"
+    if endpoint.port_flag == "--grpc-port":
+        return _ask_health(target)
+    try:
+        with urlopen(f"http://{target}/metrics", timeout=_ANSWER_TIMEOUT_S) as answer:
+            is_trivec = b"trivec_" in answer.read(_METRICS_BYTES)
+    except (OSError, HTTPException):
+        return None
+    return "Trivec already serves there" if is_trivec else None
+
+
+def _ask_health(target: str) -> str | None:
+    from trivec_client import ServingStatus, TrivecClient, TrivecClientError  # noqa: PLC0415 - needs gRPC
+
+    try:
+        with TrivecClient(target) as client:
+            status = client.health("trivec.v1.EmbeddingService", timeout_s=_ANSWER_TIMEOUT_S)
+    except TrivecClientError:
+        return None
+    if status is ServingStatus.SERVING:
+        return "Trivec already serves there"
+    return "a Trivec is there already, but has no model ready" if status is ServingStatus.NOT_SERVING else None
 
 
 def _bind_error(host: str, port: int) -> OSError | None:
@@ -92,11 +144,12 @@ def _bind_error(host: str, port: int) -> OSError | None:
     return None if None in errors else errors[0]
 
 
-def _free_port(host: str, taken: int, wanted: set[int]) -> int:
-    """The next port that is free and not wanted for something else, or 0, for any, if there is none."""
-    first = max(taken + 1, _FIRST_UNPRIVILEGED_PORT)
+def _free_port(host: str, after: int, taken: set[int]) -> int:
+    """The next port that is free and not `taken`, to which it is added; or 0, for any, if there is none."""
+    first = max(after + 1, _FIRST_UNPRIVILEGED_PORT)
     for port in range(first, min(first + 100, _HIGHEST_PORT + 1)):
-        if port not in wanted and _bind_error(host, port) is None:
+        if port not in taken and _bind_error(host, port) is None:
+            taken.add(port)
             return port
     return 0
 

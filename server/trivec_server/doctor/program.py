@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from trivec_server.settings import ServeSettings
@@ -13,11 +14,11 @@ def trivec(*arguments: str | Path) -> str:
     return shlex.join([*_program(), *map(str, arguments)])
 
 
-def trivec_serve(settings: ServeSettings, flag: str, value: str | int) -> str:
-    """The line that serves the same repository with another value of one flag."""
+def trivec_serve(settings: ServeSettings, changes: Mapping[str, str | int]) -> str:
+    """The line that serves the same repository with other values of some flags."""
     given = settings.model_repository
     repository = () if given == ServeSettings().model_repository else ("--model-repository", given)
-    return trivec("serve", *repository, flag, str(value))
+    return trivec("serve", *repository, *(str(part) for change in changes.items() for part in change))
 
 
 def _program() -> list[str]:
