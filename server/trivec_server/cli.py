@@ -189,9 +189,8 @@ def _print(text: str) -> None:
 @option("--revision", "The hub's commit, tag or branch. Pin a commit in production.")
 @option(
     "--precision",
-    "How the weights are stored; arithmetic on the CPU is float32 in both cases.",
+    "How the weights are stored; arithmetic on the CPU is float32. [default: float32; of m3-mini float16]",
     type=click.Choice(["float32", "float16"]),
-    default="float32",
 )
 def pull(
     source: str,
@@ -199,13 +198,15 @@ def pull(
     name: str | None,
     model_version: int | None,
     revision: str | None,
-    precision: str,
+    precision: str | None,
 ) -> None:
     """
     Add a model to the repository.
 
     SOURCE is `m3-mini` (a small demonstration model, no download), a Hugging Face repository of a BGE-M3-shaped model
     such as `BAAI/bge-m3`, or a local directory of one. HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN are honoured.
+
+    A version whose content is there already is not written again, nor is a config.pbtxt that exists.
     """
     try:
         from trivec_server.repository.pull import pull as pull_model  # noqa: PLC0415 - needs the server's packages

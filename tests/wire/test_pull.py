@@ -564,6 +564,7 @@ def test_truncated_weights_are_named(checkpoint: Path) -> None:
         ("nowhere/", {}, "is not m3-mini, a directory, or the name of a hub repository"),
         (".", {"revision": "v1"}, "is a directory, which has no revisions"),
         (".", {"precision": "int8"}, "precision 'int8' is not one of float32, float16"),
+        ("m3-mini", {"precision": "float32"}, "m3-mini comes in float16 only: leave out --precision float32"),
         (".", {"name": "../x"}, "'../x' cannot name a model"),
         (".", {"name": ".x"}, "'.x' cannot name a model"),
         (".", {"version": 0}, "version 0 is below 1"),

@@ -39,7 +39,7 @@ def pull(
     name: str | None = None,
     version: int | None = None,
     revision: str | None = None,
-    precision: str = PRECISIONS[0],
+    precision: str | None = None,
     force: bool = False,
 ) -> Path:
     """
@@ -55,7 +55,7 @@ def pull(
         name: The model's directory; by default after the source, in lowercase.
         version: The version's number; by default one more than the newest, or 1.
         revision: A branch, tag or commit of a hub repository; by default its main branch.
-        precision: Of the weights, `float32` or `float16`. Without effect on `m3-mini`, which has its own.
+        precision: Of the weights, `float32` or `float16`; by default `float32`, for `m3-mini` the only one it has.
         force: Build even what is there already, and replace the version if its number is taken.
 
     Returns:
@@ -95,13 +95,15 @@ class _Place:
     replace: bool = False
 
 
-def _choose_recipe(source: str, revision: str | None, precision: str, report: Report) -> Recipe:
-    chosen = next((known for known in PRECISIONS if known == precision), None)
+def _choose_recipe(source: str, revision: str | None, precision: str | None, report: Report) -> Recipe:
+    chosen = PRECISIONS[0] if precision is None else next((known for known in PRECISIONS if known == precision), None)
     if chosen is None:
         raise CommandError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if source == MiniRecipe.model_name:
         if revision is not None:
             raise CommandError(f"{source} is not on the hub and has no revisions: leave out --revision")
+        if precision not in (None, MiniRecipe.precision):
+            raise CommandError(f"{source} comes in {MiniRecipe.precision} only: leave out --precision {precision}")
         return MiniRecipe()
     path = Path(source).expanduser()
     is_hub_name = _HUB_NAME.fullmatch(source) is not None and not path.is_dir()

@@ -100,6 +100,7 @@ class MiniRecipe:
 
     source = mini.SOURCE
     model_name = "m3-mini"
+    precision = mini.SPEC.precision
 
     def made(self, manifest: Manifest) -> bool:
         """Whether the version is of the same package and release."""
