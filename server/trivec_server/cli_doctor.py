@@ -44,7 +44,8 @@ def doctor(
     """
     Check what `trivec serve` needs, and print for each thing that is wrong the command that mends it.
 
-    Give it the options of `trivec serve`. The exit code is 1 if serving would fail, or a model could not be served.
+    Give it the options of `trivec serve`. The exit code is 1 if the server would not start, or
+    no model would be ready.
     """
     try:
         from trivec_server.doctor.examination import examine  # noqa: PLC0415 - see below

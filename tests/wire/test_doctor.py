@@ -223,11 +223,36 @@ def test_a_version_that_the_policy_leaves_out_is_of_no_concern(examine: Doctor, 
     assert code == 0
 
 
-def test_a_version_that_the_policy_names_must_be_there(examine: Doctor, repository: Path) -> None:
+def test_a_version_that_the_policy_names_and_is_not_there_is_a_warning(examine: Doctor, repository: Path) -> None:
     (repository / "tiny" / "config.pbtxt").write_text(CONFIG + "version_policy { specific { versions: [ 1, 5 ] } }\n")
     code, findings = examine(repository)
+    assert code == 0
+    assert "asks for version 5" in findings["model tiny/5"][0]["fact"]
+    assert findings["models"][0]["fact"] == "tiny/5 would not be served; tiny/1 would"
+
+
+def test_a_broken_model_beside_a_good_one_is_a_warning(examine: Doctor, repository: Path) -> None:
+    (repository / "broken").mkdir()
+    code, findings = examine(repository)
+    assert code == 0
+    (verdict,) = findings["models"]
+    assert (verdict["status"], verdict["fact"]) == ("warn", "broken would not be served; tiny would")
+
+
+def test_a_model_without_a_version_is_called_by_its_name(examine: Doctor, repository: Path) -> None:
+    shutil.rmtree(repository / "tiny" / "1")
+    code, findings = examine(repository)
     assert code == 1
-    assert "asks for version 5" in only_fault(findings)["fact"]
+    assert only_fault(findings)["check"] == "model tiny"
+
+
+@pytest.mark.parametrize("directory", ["tiny", "tiny/../tiny"])
+def test_a_model_given_as_the_repository_is_told_from_one(examine: Doctor, repository: Path, directory: str) -> None:
+    code, findings = examine(repository / directory)
+    assert code == 1
+    fault = only_fault(findings)
+    assert fault["fact"].endswith("this looks like a model's directory; give its parent")
+    assert Path(mend_of(fault)[-1]).resolve() == repository.resolve()
 
 
 def test_a_typo_in_a_config_is_named_with_its_place(examine: Doctor, repository: Path) -> None:
@@ -295,8 +320,10 @@ def test_an_unknown_backend_fails(examine: Doctor, repository: Path) -> None:
 
 def test_models_that_would_not_be_loaded_are_not_checked(examine: Doctor, repository: Path) -> None:
     (repository / "broken").mkdir()
-    assert examine(repository)[0] == 1
-    assert examine(repository, "--load-model", "tiny")[0] == 0
+    assert "model broken" in examine(repository)[1]
+    code, findings = examine(repository, "--load-model", "tiny")
+    assert code == 0
+    assert "model broken" not in findings
 
 
 def test_a_model_to_load_that_is_not_there_fails(
@@ -503,7 +530,7 @@ def test_the_hub_is_shown_without_its_password(examine: Doctor, repository: Path
     environment = {"HF_ENDPOINT": "http://user:password@127.0.0.1:9/hub", "HF_HUB_OFFLINE": "1"}
     _, findings = examine.apart(repository, **environment)
     fact = findings["hub"][0]["fact"]
-    assert fact.startswith("http://127.0.0.1:9/hub")
+    assert fact.startswith("http://127.0.0.1:9/hub (not checked)")
     assert "HF_HUB_OFFLINE" in fact
 
 

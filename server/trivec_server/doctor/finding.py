@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Status(enum.Enum):
-    """OK: nothing to do. WARN: serving works, something else may not. FAIL: serving would fail, wholly or in part."""
+    """OK: nothing to do. WARN: serving works, something else may not. FAIL: nothing would be served."""
 
     OK = "ok"
     WARN = "warn"

@@ -3,11 +3,11 @@
 import difflib
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trivec_server.doctor.finding import Finding, Status
+from trivec_server.doctor.finding import Finding, Status, fails
 from trivec_server.doctor.program import trivec, trivec_serve
 from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
@@ -45,16 +45,41 @@ def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport
         return RepositoryReport((Finding("repository", Status.FAIL, str(error), mend),))
     if not entries:
         return RepositoryReport((Finding("repository", Status.FAIL, f"{root} holds no model", pull),))
+    if all(entry.name.isdecimal() and entry.settings is None for entry in entries):
+        parent = root.absolute().parent if root.name in ("", "..") else root.parent
+        fact = f"{root}: this looks like a model's directory; give its parent"
+        mend = trivec("serve", "--model-repository", parent)
+        return RepositoryReport((Finding("repository", Status.FAIL, fact, mend),))
     names = [entry.name for entry in entries]
     findings = [Finding("repository", Status.OK, f"{root}: {', '.join(names)}"), *_check_names(settings, names)]
-    model_bytes = 0
-    for entry in entries:
-        if settings.load_models and entry.name not in settings.load_models:
-            continue
-        checked = _check_model(entry, load=load)
-        findings += checked.findings
-        model_bytes += checked.model_bytes
-    return RepositoryReport(tuple(findings), model_bytes)
+    wanted = [entry for entry in entries if not settings.load_models or entry.name in settings.load_models]
+    models = {entry.name: _check_model(entry, load=load) for entry in wanted}
+    served = tuple(key for model in models.values() for key in model.served)
+    of_models = [finding for model in models.values() for finding in model.findings]
+    if served and fails(of_models):
+        # `trivec serve` starts, and serves the others.
+        of_models = [
+            replace(finding, status=Status.WARN) if finding.status is Status.FAIL else finding for finding in of_models
+        ]
+        of_models.append(Finding("models", Status.WARN, _tell_served(models)))
+    model_bytes = sum(model.model_bytes for model in models.values())
+    return RepositoryReport((*findings, *of_models), model_bytes, served)
+
+
+def _tell_served(models: Mapping[str, RepositoryReport]) -> str:
+    """Which would be served and which not: by the model's name, or by versions where only some of a model's would."""
+    served: list[str] = []
+    unserved: list[str] = []
+    for name, model in models.items():
+        faults = dict.fromkeys(finding.check.removeprefix("model ") for finding in model.findings if fails([finding]))
+        if not model.served:
+            unserved.append(name)
+        elif faults:
+            served += map(str, model.served)
+            unserved += faults
+        else:
+            served.append(name)
+    return f"{', '.join(unserved)} would not be served; {', '.join(served)} would"
 
 
 def _check_names(settings: ServeSettings, names: list[str]) -> Iterator[Finding]:
@@ -77,18 +102,23 @@ def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
     if settings is None or entry.error is not None:
         findings.append(Finding(check, Status.FAIL, entry.error or "cannot be read", _mend_model(entry)))
         return RepositoryReport(tuple(findings))
-    findings += _check_backend(check, entry, settings)
+    unknown = list(_check_backend(check, entry, settings))
+    if unknown:
+        return RepositoryReport((*findings, *unknown))
     selection = select_versions(settings.version_policy, [version.number for version in entry.versions])
     for number in selection.missing:
         fact = f"version_policy in config.pbtxt asks for version {number}, which is not there"
-        findings.append(Finding(check, Status.FAIL, fact, _edit_config(entry)))
+        key = ModelVersion(entry.name, number)
+        findings.append(Finding(f"model {key}", Status.FAIL, fact, _edit_config(entry)))
     model_bytes = 0
+    served: list[ModelVersion] = []
     for version in entry.versions:
         if version.number in selection.selected:
             checked = _check_version(entry, ModelVersion(entry.name, version.number), version.path, settings, load=load)
             findings += checked.findings
             model_bytes += checked.model_bytes
-    return RepositoryReport(tuple(findings), model_bytes)
+            served += checked.served
+    return RepositoryReport(tuple(findings), model_bytes, tuple(served))
 
 
 def _check_backend(check: str, entry: ModelEntry, settings: ModelSettings) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def _describe_hub(endpoint: str, *, offline: bool) -> Finding:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return Finding("hub", Status.WARN, f"HF_ENDPOINT {endpoint!r} is not a URL", "unset HF_ENDPOINT")
     given = [name for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN") if os.environ.get(name)]
-    fact = f"{shown}; set: {', '.join(given)}" if given else shown
+    fact = f"{shown} (not checked)" + (f"; set: {', '.join(given)}" if given else "")
     if offline:
         fact += "; HF_HUB_OFFLINE is set: pulls use the cache only"
     return Finding("hub", Status.OK, fact)
