@@ -255,6 +255,12 @@ def test_a_model_given_as_the_repository_is_told_from_one(examine: Doctor, repos
     assert Path(mend_of(fault)[-1]).resolve() == repository.resolve()
 
 
+def test_a_model_without_versions_given_as_the_repository_is_told_from_one(examine: Doctor, repository: Path) -> None:
+    shutil.rmtree(repository / "tiny" / "1")
+    _, findings = examine(repository / "tiny")
+    assert mend_of(only_fault(findings)) == ["serve", "--model-repository", str(repository)]
+
+
 def test_a_typo_in_a_config_is_named_with_its_place(examine: Doctor, repository: Path) -> None:
     config = repository / "tiny" / "config.pbtxt"
     config.write_text('backend: "onnxruntime"\nmax_bath_size: 8\n')

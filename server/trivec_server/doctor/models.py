@@ -3,7 +3,7 @@
 import difflib
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,13 +43,13 @@ def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport
     except CommandError as error:
         mend = trivec("serve", "--model-repository", "ANOTHER_DIRECTORY") if root.exists() else pull
         return RepositoryReport((Finding("repository", Status.FAIL, str(error), mend),))
-    if not entries:
-        return RepositoryReport((Finding("repository", Status.FAIL, f"{root} holds no model", pull),))
-    if all(entry.name.isdecimal() and entry.settings is None for entry in entries):
-        parent = root.absolute().parent if root.name in ("", "..") else root.parent
+    if _is_model(root, entries):
+        parent = root.resolve().parent if root.name in ("", "..") else root.parent
         fact = f"{root}: this looks like a model's directory; give its parent"
         mend = trivec("serve", "--model-repository", parent)
         return RepositoryReport((Finding("repository", Status.FAIL, fact, mend),))
+    if not entries:
+        return RepositoryReport((Finding("repository", Status.FAIL, f"{root} holds no model", pull),))
     names = [entry.name for entry in entries]
     findings = [Finding("repository", Status.OK, f"{root}: {', '.join(names)}"), *_check_names(settings, names)]
     wanted = [entry for entry in entries if not settings.load_models or entry.name in settings.load_models]
@@ -64,6 +64,13 @@ def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport
         of_models.append(Finding("models", Status.WARN, _tell_served(models)))
     model_bytes = sum(model.model_bytes for model in models.values())
     return RepositoryReport((*findings, *of_models), model_bytes, served)
+
+
+def _is_model(root: Path, entries: Sequence[ModelEntry]) -> bool:
+    """Whether what was given as the repository is the directory of a model: it holds versions, or a model's config."""
+    if not entries:
+        return (root / CONFIG_NAME).exists()
+    return all(entry.name.isdecimal() and entry.settings is None for entry in entries)
 
 
 def _tell_served(models: Mapping[str, RepositoryReport]) -> str:
