@@ -23,6 +23,9 @@ from trivec_server.types import Mode
 
 _log = get_logger(__name__)
 
+_FEW = 16
+"""A request's rows are few if its batch has more than so many times as many."""
+
 
 class DeviceOwner(Protocol):
     """What a device tells of: results on the event loop, and its own end if it fails."""
@@ -247,7 +250,7 @@ def _own_rows(rows: NDArray[np.float32] | None, start: int, end: int) -> NDArray
     """Some rows of a batch, as a copy where they are few: a view would keep the whole batch in memory."""
     if rows is None:
         return None
-    return rows[start:end].copy() if (end - start) * 4 < len(rows) else rows[start:end]
+    return rows[start:end].copy() if (end - start) * _FEW < len(rows) else rows[start:end]
 
 
 _NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)
