@@ -100,7 +100,8 @@ def parse_embed(
     if count == 0:
         raise InvalidRequest("texts", "must hold at least one text (an empty text is legal), or give `token_ids`")
     _check_count("texts" if texts else "token_ids", count, limits.max_texts_per_request)
-    check_text_bytes("texts", texts, limits)
+    if size_bytes > limits.max_text_bytes:
+        check_text_bytes("texts", texts, limits)
     input_type = _known(_INPUT_TYPES, message.input_type, "input_type", pb.InputType)
     if token_ids and input_type is not InputType.NONE:
         raise InvalidRequest("input_type", "must be left out with `token_ids`: put the prefix's ids into them")
