@@ -13,6 +13,7 @@ import click
 
 from trivec_server import cli_client
 from trivec_server.cli_doctor import doctor
+from trivec_server.cli_options import option
 from trivec_server.errors import CommandError, TrivecError
 from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
 
@@ -62,14 +63,6 @@ def cli() -> None:
 
     Every option can also be set by the environment variable shown beside it.
     """
-
-
-def option(flag: str, text: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option with its environment variable: `--grpc-port` is `TRIVEC_GRPC_PORT`."""
-    variable = "TRIVEC_" + flag.removeprefix("--").replace("-", "_").upper()
-    if "default" in settings:
-        settings.setdefault("show_default", True)
-    return click.option(flag, help=text, envvar=variable, show_envvar=True, **settings)
 
 
 repository_option = option(

@@ -18,7 +18,7 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec_server.errors import InvalidRequest, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.repository.registry import ReadyVersion, Registry
-from trivec_server.serving.portions import Totals, portions
+from trivec_server.serving.portions import Totals, estimated_held_bytes, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
@@ -158,11 +158,11 @@ class _StreamMessage:
 
     @property
     def result_bytes(self) -> int:
-        """The room that its result needs while it is under way: two portions at most."""
+        """The room that its result needs while it is under way."""
         if self._prepared is None:
             return 0
         ready, task = self._prepared
-        return min(ready.pipeline.held_bytes(task), 2 * _PORTION_BYTES)
+        return estimated_held_bytes(task, ready.pipeline, _PORTION_BYTES)
 
     async def answer(self) -> None:
         """Computes and writes; an error is written as this request's last message."""
