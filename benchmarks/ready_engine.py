@@ -57,7 +57,7 @@ class ReadyEngine:
             token_budget=MAX_TOKENS * 8,
         )
 
-    def run(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
+    def run(self, batch: TokenBatch, modes: Mode, *, half: bool = False) -> EngineOutput:
         return EngineOutput(
             dense=self._dense[: len(batch.lengths)] if Mode.DENSE in modes else None,
             token_weights=self._weights[: len(batch.token_ids)] if Mode.SPARSE in modes else None,

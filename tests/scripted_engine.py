@@ -90,7 +90,7 @@ class ScriptedEngine:
             token_budget=self._script.token_budget,
         )
 
-    def run(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
+    def run(self, batch: TokenBatch, modes: Mode, *, half: bool = False) -> EngineOutput:
         script = self._script
         script.batches.append(batch)
         script.modes.append(modes)

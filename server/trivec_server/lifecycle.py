@@ -16,7 +16,8 @@ from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics, MetricsEndpoint
-from trivec_server.repository.registry import ENGINES, Registry, VersionRecord
+from trivec_server.repository.engines import ENGINES
+from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.listener import Listener
 

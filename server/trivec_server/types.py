@@ -136,7 +136,9 @@ class ModelSettings:
 
     What is None was not set: the version's manifest decides (`pooling`, `precision`, `max_tokens`), and where both
     speak they must agree (`pooling`, `precision`, dimensions) or the manifest's is the upper bound (`max_tokens`).
-    `declared_modes` are the outputs that the file declares: the model must have each of them.
+    `declared_modes` are the outputs that the file declares: the model must have each of them. `accelerator` is the
+    execution accelerator on GPUs. `worker_process`: whether each engine instance has a process of its own; None: on
+    GPUs only.
     """
 
     name: str
@@ -155,4 +157,7 @@ class ModelSettings:
     passage_prefix: str = ""
     score_weights: ScoreWeights = ScoreWeights()
     intra_op_threads: int | None = None
+    accelerator: str | None = None
+    device_memory_mb: int | None = None
+    worker_process: bool | None = None
     warnings: tuple[str, ...] = ()

@@ -9,7 +9,8 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from trivec_server.backends.interface import TokenBatch
 from trivec_server.errors import LoadError
-from trivec_server.repository.registry import State, onnxruntime_engine
+from trivec_server.repository.engines import onnxruntime_engine
+from trivec_server.repository.registry import State
 from trivec_server.settings import Limits
 
 from tests.rpc.running_server import running_server

@@ -448,7 +448,7 @@ class TestFieldsNotActedOn:
         ("text", "field"),
         [
             ('runtime: "x"', "runtime"),
-            ("optimization { graph { level: 1 } }", "optimization"),
+            ("optimization { graph { level: 1 } }", "optimization.graph"),
             ("response_cache { enable: true }", "response_cache"),
             ('metric_tags { key: "a" value: "b" } metric_tags { key: "c" value: "d" }', "metric_tags"),
             ('default_model_filename: "model.onnx"', "default_model_filename"),

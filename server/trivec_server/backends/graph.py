@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from trivec_server.backends.graph_encoder import Encoder
 from trivec_server.backends.graph_heads import Heads
 from trivec_server.backends.graph_nodes import DATA_FILE, GraphNodes
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, TensorSource
+from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, TensorSource, render_specs
 from trivec_server.backends.graph_weights import GraphWeights
 
 MODEL_FILE = "model.onnx"
@@ -67,4 +67,4 @@ def _metadata(spec: EncoderSpec, heads: HeadsSpec) -> dict[str, str]:
         "max_tokens": spec.max_tokens,
         "modes": "dense,sparse,multi_vector",
     }
-    return {f"trivec.{name}": str(value) for name, value in values.items()}
+    return {f"trivec.{name}": str(value) for name, value in values.items()} | render_specs(spec, heads)

@@ -1,7 +1,8 @@
 """What a graph is built from: the encoder's shape, the kinds of heads, and a source of tensors."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -98,6 +99,30 @@ class HeadsSpec:
 
     multi_vector_dimension: int
     sparse: Literal["linear", "table"] = "linear"
+
+
+_ENCODER_KEY = "trivec.encoder"
+_HEADS_KEY = "trivec.heads"
+
+
+def render_specs(encoder: EncoderSpec, heads: HeadsSpec) -> dict[str, str]:
+    """Both specs as text metadata of a file that holds a model's weights."""
+    return {_ENCODER_KEY: json.dumps(asdict(encoder)), _HEADS_KEY: json.dumps(asdict(heads))}
+
+
+def parse_specs(metadata: Mapping[str, str]) -> tuple[EncoderSpec, HeadsSpec]:
+    """
+    What `render_specs` wrote.
+
+    Raises:
+        LoadError: it is not there, or does not describe an encoder.
+    """
+    if not metadata.keys() >= {_ENCODER_KEY, _HEADS_KEY}:
+        raise LoadError("it does not say what encoder its weights belong to")
+    try:
+        return EncoderSpec(**json.loads(metadata[_ENCODER_KEY])), HeadsSpec(**json.loads(metadata[_HEADS_KEY]))
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"what it says of its encoder is damaged ({error})") from None
 
 
 def flag_of(output: str) -> str:

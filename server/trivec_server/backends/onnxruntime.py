@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import psutil
 from numpy.typing import NDArray
 
 from trivec_server.backends.graph_spec import flag_of
+from trivec_server.backends.hardware import threads_per_instance
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.errors import LoadError
 from trivec_server.types import PAD_TOKEN_ID, InstanceKind, Mode
@@ -43,17 +43,18 @@ def build_onnxruntime(request: EngineRequest) -> Engine:
         raise LoadError("instance_group asks for KIND_GPU; the onnxruntime engine runs on the CPU: set KIND_CPU")
     if request.device_index is not None:
         raise LoadError("instance_group names `gpus`; the onnxruntime engine runs on the CPU: remove them")
-    return OnnxRuntimeEngine(request.version_dir / "model.onnx", request.intra_op_threads)
+    threads = threads_per_instance(request.intra_op_threads, request.instances)
+    return OnnxRuntimeEngine(request.version_dir / "model.onnx", threads)
 
 
 class OnnxRuntimeEngine:
-    """A session on the CPU. `intra_op_threads` None: one thread per physical core that this process may use."""
+    """A session on the CPU."""
 
-    def __init__(self, path: Path, intra_op_threads: int | None) -> None:
+    def __init__(self, path: Path, intra_op_threads: int) -> None:
         if not path.is_file():
             raise LoadError(f"{path.name} is missing in {path.parent}; pull the model again")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads or _usable_physical_cores()
+        options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1
         # The heads' flags are inputs with defaults, of which ONNX Runtime would warn.
         options.log_severity_level = 3
@@ -77,9 +78,9 @@ class OnnxRuntimeEngine:
         """What this engine is; constant."""
         return self._info
 
-    def run(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
+    def run(self, batch: TokenBatch, modes: Mode, *, half: bool = False) -> EngineOutput:
         """
-        One forward pass over the padded batch.
+        One forward pass over the padded batch. Vectors are float32 whatever `half` says: they are here already.
 
         Raises:
             MemoryError: an allocation failed.
@@ -163,9 +164,3 @@ def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
         pads=True,
         token_budget=_CPU_TOKEN_BUDGET,
     )
-
-
-def _usable_physical_cores() -> int:
-    """Physical cores, no more than this process is allowed to run on."""
-    allowed = len(psutil.Process().cpu_affinity())
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))

@@ -129,10 +129,10 @@ def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
 
 
 def _check_backend(check: str, entry: ModelEntry, settings: ModelSettings) -> Iterator[Finding]:
-    from trivec_server.repository.registry import ENGINES  # noqa: PLC0415 - needs the server's packages
+    from trivec_server.repository.engines import AUTO, ENGINES  # noqa: PLC0415 - needs the server's packages
 
-    if settings.backend not in ENGINES:
-        fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {', '.join(sorted(ENGINES))}"
+    if settings.backend not in (AUTO, *ENGINES):
+        fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {', '.join(sorted((AUTO, *ENGINES)))}"
         yield Finding(check, Status.FAIL, fact, _edit_config(entry))
 
 
@@ -187,8 +187,8 @@ def _check_agreement(settings: ModelSettings, manifest: Manifest) -> None:
 
 
 def _load(key: ModelVersion, path: Path, settings: ModelSettings) -> None:
+    from trivec_server.repository.engines import ENGINES  # noqa: PLC0415 - the same
     from trivec_server.repository.loading import load_version  # noqa: PLC0415 - needs the server's packages
-    from trivec_server.repository.registry import ENGINES  # noqa: PLC0415 - the same
 
     for device in load_version(key, path, settings, ENGINES).devices:
         device.close()

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Literal, NoReturn, Protocol, cast
 
 from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, Precision
-from trivec_server.errors import CommandError, LoadError
-from trivec_server.repository.manifest import ModelFacts, Source
-from trivec_server.repository.space import SpaceNeed
-from trivec_server.repository.weights import (
+from trivec_server.backends.weight_files import (
     WeightFiles,
     open_safetensors,
     open_sharded_safetensors,
     open_torch,
     read_shard_index,
 )
+from trivec_server.errors import CommandError, LoadError
+from trivec_server.repository.manifest import ModelFacts, Source
+from trivec_server.repository.space import SpaceNeed
 from trivec_server.types import PAD_TOKEN_ID, Mode
 
 CONFIG_FILE = "config.json"

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from trivec_server.backends.interface import Engine, EngineFactory, EngineInfo, EngineRequest, TokenBatch
+from trivec_server.backends.hardware import nvidia_gpu_count
+from trivec_server.backends.interface import EngineFactory, EngineInfo, EngineRequest, TokenBatch
+from trivec_server.backends.worker import start_worker
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
+from trivec_server.repository.engines import AUTO, choose_engine
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
@@ -50,11 +54,9 @@ def load_version(
     Raises:
         LoadError: the reason, for the user.
     """
-    factory = engines.get(settings.backend)
-    if factory is None:
-        raise LoadError(f"backend `{settings.backend}` is not known; use one of: {', '.join(sorted(engines))}")
     manifest = read_manifest(version_dir)
     verify_files(version_dir, manifest)
+    factory, notes = _choose(settings, manifest, engines)
     max_tokens = _agreed_max_tokens(settings, manifest)
     tokenizer = Tokenizer(
         version_dir / "tokenizer.json",
@@ -63,8 +65,9 @@ def load_version(
     )
     devices: list[Device] = []
     try:
-        infos = [_start(device, devices) for device in _devices(key, version_dir, settings, factory)]
-        info = infos[0]
+        requests = _engine_requests(version_dir, settings, max_tokens)
+        infos = [_start(device, devices) for device in _devices(key, settings, requests, factory)]
+        info = _common_info(infos, notes)
         _check_agreement(settings, manifest, info)
         for device in devices:
             _warm_up(device, settings.warmups, max_tokens)
@@ -84,33 +87,86 @@ def load_version(
     )
 
 
-def _devices(key: ModelVersion, version_dir: Path, settings: ModelSettings, factory: EngineFactory) -> list[Device]:
-    """One device per engine instance that the instance groups ask for."""
-    request = EngineRequest(
-        version_dir=version_dir,
-        kind=InstanceKind.AUTO,
-        device_index=None,
-        precision=settings.precision,
-        intra_op_threads=settings.intra_op_threads,
-    )
+def _choose(
+    settings: ModelSettings, manifest: Manifest, engines: Mapping[str, EngineFactory]
+) -> tuple[EngineFactory, tuple[str, ...]]:
+    """The engine that `backend` names, or that is best here, and why."""
+    exported_for = None if manifest.export is None else manifest.export.engine
+    name, notes = settings.backend, ()
+    if name == AUTO:
+        choice = choose_engine(_kind(settings), exported_for, settings.precision)
+        name, notes = choice.name, choice.notes
+    factory = engines.get(name)
+    if factory is None:
+        raise LoadError(f"backend `{name}` is not known; use one of: {', '.join(sorted((AUTO, *engines)))}")
+    if exported_for not in (None, name):
+        raise LoadError(
+            f"this version was exported for the engine `{exported_for}`, but config.pbtxt says backend `{name}`: set "
+            f'backend to "auto" or "{exported_for}", or choose another version with version_policy'
+        )
+    return factory, notes
 
-    def device(number: int, request: EngineRequest) -> Device:
-        def build() -> Engine:
-            return factory(request)
 
-        return Device(f"engine {key} {number}", build)
+def _kind(settings: ModelSettings) -> InstanceKind:
+    """The kind that all instance groups have; AUTO if they differ."""
+    kinds = {group.kind for group in settings.instance_groups}
+    return kinds.pop() if len(kinds) == 1 else InstanceKind.AUTO
 
-    requests = [
-        replace(request, kind=group.kind, device_index=gpu)
-        for group in settings.instance_groups
-        for gpu in _gpus(group)
-        for _ in range(group.count)
+
+def _engine_requests(version_dir: Path, settings: ModelSettings, max_tokens: int) -> list[EngineRequest]:
+    """One for each engine instance that the instance groups ask for."""
+    places = [
+        (group.kind, gpu) for group in settings.instance_groups for gpu in _gpus(group) for _ in range(group.count)
     ]
-    return [device(number, request) for number, request in enumerate(requests)]
+    return [
+        EngineRequest(
+            version_dir=version_dir,
+            kind=kind,
+            device_index=gpu,
+            precision=settings.precision,
+            intra_op_threads=settings.intra_op_threads,
+            instances=len(places),
+            max_tokens=max_tokens,
+            accelerator=settings.accelerator,
+            device_memory_mb=settings.device_memory_mb,
+            token_budget=settings.batching.token_budget,
+        )
+        for kind, gpu in places
+    ]
 
 
 def _gpus(group: InstanceGroup) -> tuple[int | None, ...]:
+    """The GPUs of a group, by Triton's rule all of them if it names none; with KIND_AUTO the first, or the CPU."""
+    if group.kind is InstanceKind.GPU and not group.gpus and nvidia_gpu_count():
+        return tuple(range(nvidia_gpu_count()))
     return group.gpus or (None,)
+
+
+def _devices(
+    key: ModelVersion, settings: ModelSettings, requests: list[EngineRequest], factory: EngineFactory
+) -> list[Device]:
+    def device(number: int, request: EngineRequest) -> Device:
+        build = partial(factory, request)
+        return Device(f"engine {key} {number}", partial(start_worker, factory, request) if _apart(request) else build)
+
+    def _apart(request: EngineRequest) -> bool:
+        if settings.worker_process is not None:
+            return settings.worker_process
+        # One interpreter cannot feed several GPUs, and an error on a GPU leaves no process fit to go on with.
+        return request.kind is not InstanceKind.CPU and nvidia_gpu_count() > 0
+
+    return [device(number, request) for number, request in enumerate(requests)]
+
+
+def _common_info(infos: list[EngineInfo], notes: tuple[str, ...]) -> EngineInfo:
+    """What all instances of a version are together: the first, with every device, note and the least budget."""
+    said = dict.fromkeys([*notes, *(note for info in infos for note in info.notes)])
+    return replace(
+        infos[0],
+        device=", ".join(dict.fromkeys(info.device for info in infos)),
+        token_budget=min(info.token_budget for info in infos),
+        notes=tuple(said),
+    )
 
 
 def _start(device: Device, started: list[Device]) -> EngineInfo:

@@ -7,7 +7,7 @@ The `manifest.json` of a model version: what the model is, where it comes from, 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -71,12 +71,43 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """
+    How near an exported version comes to the one that it was made from, on `texts` texts in float32.
+
+    Cosines are of a text's dense vector and of a token's vector. `sparse_overlap` is the share of sparse ids that both
+    have, the mean over the texts; `sparse_weight_error` the largest difference of a weight.
+    """
+
+    texts: int
+    dense_cosine_min: float
+    dense_cosine_mean: float
+    multi_vector_cosine_min: float
+    multi_vector_cosine_mean: float
+    sparse_overlap: float
+    sparse_weight_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What `trivec export` made: files for one `engine`, out of the version with the digest `base_digest`."""
+
+    engine: str
+    base_digest: str
+    parity: Parity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One `manifest.json`. `files` holds every other file of the version, by name."""
+    """
+    One `manifest.json`. `files` holds every other file of the version, by name. `export` is None for a version that
+    `trivec pull` made.
+    """
 
     model: ModelFacts
     source: Source
     files: Mapping[str, FileFacts]
+    export: Export | None = None
 
     @property
     def content_digest(self) -> str:
@@ -111,7 +142,9 @@ def read_manifest(version_dir: Path) -> Manifest:
         raise LoadError(f"{path}: {error}: {_MEND}") from None
 
 
-def write_manifest(version_dir: Path, model: ModelFacts, source: Source, file_names: Iterable[str]) -> Manifest:
+def write_manifest(
+    version_dir: Path, model: ModelFacts, source: Source, file_names: Iterable[str], export: Export | None = None
+) -> Manifest:
     """
     Measures the named files of a version directory and writes its manifest. Byte for byte the same for the same files.
 
@@ -119,7 +152,7 @@ def write_manifest(version_dir: Path, model: ModelFacts, source: Source, file_na
         OSError: a file cannot be read, or the manifest cannot be written.
     """
     files = {name: measure_file(version_dir / name) for name in sorted(file_names)}
-    manifest = Manifest(model=model, source=source, files=MappingProxyType(files))
+    manifest = Manifest(model=model, source=source, files=MappingProxyType(files), export=export)
     text = json.dumps(_render(manifest), indent=2, ensure_ascii=False)
     (version_dir / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -187,6 +220,7 @@ class _ManifestError(ValueError):
 
 def _render(manifest: Manifest) -> dict[str, object]:
     model, source = manifest.model, manifest.source
+    export = {} if manifest.export is None else {"export": asdict(manifest.export)}
     return {
         "format": FORMAT,
         "model": {
@@ -201,6 +235,7 @@ def _render(manifest: Manifest) -> dict[str, object]:
             "demonstration": model.demonstration,
         },
         "source": {"kind": source.kind, "name": source.name, "revision": source.revision},
+        **export,
         "files": {name: {"bytes": facts.bytes, "sha256": facts.sha256} for name, facts in manifest.files.items()},
     }
 
@@ -224,6 +259,24 @@ def _parse(document: object) -> Manifest:
         ),
         source=Source(kind=source.text("kind"), name=source.text("name"), revision=source.optional_text("revision")),
         files=MappingProxyType({name: _parse_file(files, name) for name in files.names()}),
+        export=_parse_export(root.object("export")) if "export" in root.names() else None,
+    )
+
+
+def _parse_export(export: "_Fields") -> Export:
+    parity = export.object("parity")
+    return Export(
+        engine=export.text("engine"),
+        base_digest=export.text("base_digest"),
+        parity=Parity(
+            texts=parity.integer("texts"),
+            dense_cosine_min=parity.real("dense_cosine_min"),
+            dense_cosine_mean=parity.real("dense_cosine_mean"),
+            multi_vector_cosine_min=parity.real("multi_vector_cosine_min"),
+            multi_vector_cosine_mean=parity.real("multi_vector_cosine_mean"),
+            sparse_overlap=parity.real("sparse_overlap"),
+            sparse_weight_error=parity.real("sparse_weight_error"),
+        ),
     )
 
 
@@ -280,6 +333,12 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise _ManifestError(f"{name!r} of {self._where} must be a whole number from 0, not {value!r}")
         return value
+
+    def real(self, name: str) -> float:
+        value = self.value(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise _ManifestError(f"{name!r} of {self._where} must be a number, not {value!r}")
+        return float(value)
 
     def boolean(self, name: str) -> bool:
         value = self.value(name)

@@ -31,6 +31,9 @@ PLATFORM_BACKENDS: Mapping[str, str] = {
 }
 """Triton's platforms and the backend that each stands for."""
 
+GPU_ACCELERATORS = ("tensorrt",)
+"""Triton's names of the execution accelerators that an engine here can use."""
+
 _INSTANCE_KINDS = {
     pb.ModelInstanceGroup.KIND_AUTO: InstanceKind.AUTO,
     pb.ModelInstanceGroup.KIND_GPU: InstanceKind.GPU,
@@ -94,6 +97,9 @@ class _Reader:
             passage_prefix=parameters.passage_prefix,
             score_weights=parameters.score_weights,
             intra_op_threads=parameters.intra_op_threads,
+            accelerator=self._accelerator(),
+            device_memory_mb=parameters.device_memory_mb,
+            worker_process=parameters.worker_process,
             warnings=tuple(self._warnings),
         )
 
@@ -117,6 +123,16 @@ class _Reader:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", backend):
             raise self._error("backend", f"{shown(backend)} is not a name of letters, digits, `_` and `-`")
         return backend
+
+    def _accelerator(self) -> str | None:
+        """The execution accelerator for GPUs; Triton's list, of which one can be had."""
+        chosen = None
+        for index, entry in enumerate(self._config.optimization.execution_accelerators.gpu_execution_accelerator):
+            field = f"optimization.execution_accelerators.gpu_execution_accelerator[{index}]"
+            if entry.name not in GPU_ACCELERATORS:
+                raise self._error(f"{field}.name", f"{shown(entry.name)} is not {' or '.join(GPU_ACCELERATORS)}")
+            chosen = entry.name
+        return chosen
 
     def _max_batch_size(self) -> int:
         size = self._config.max_batch_size

@@ -10,7 +10,8 @@ from trivec_server.repository.pbtxt import Places, shown, suggestion
 from trivec_server.types import ScoreWeights
 
 POOLINGS = ("cls", "mean")
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
+SWITCH = ("true", "false")
 
 PARAMETERS: Mapping[str, str] = {
     "max_tokens": "a whole number from 2 to 1048576",
@@ -21,6 +22,8 @@ PARAMETERS: Mapping[str, str] = {
     "precision": ", ".join(f"`{precision}`" for precision in PRECISIONS),
     "score_weights": "three numbers `dense,sparse,multi_vector`, none negative, one at least above zero",
     "intra_op_threads": "a whole number from 1 to 1024",
+    "device_memory_mb": "a whole number from 256 to 1048576",
+    "worker_process": " or ".join(f"`{value}`" for value in SWITCH),
 }
 """Every key with what its value may be, as errors and docs/model-repository.md say it."""
 
@@ -39,6 +42,8 @@ class Parameters:
     precision: str | None
     score_weights: ScoreWeights
     intra_op_threads: int | None
+    device_memory_mb: int | None
+    worker_process: bool | None
 
 
 def parse_parameters(values: Mapping[str, str], places: Places) -> Parameters:
@@ -62,6 +67,8 @@ def parse_parameters(values: Mapping[str, str], places: Places) -> Parameters:
         precision=source.choice("precision", PRECISIONS),
         score_weights=source.score_weights("score_weights"),
         intra_op_threads=source.whole_number("intra_op_threads", 1, 1024),
+        device_memory_mb=source.whole_number("device_memory_mb", 256, 1_048_576),
+        worker_process=source.switch("worker_process"),
     )
 
 
@@ -83,6 +90,10 @@ class _Source:
         if value is not None and value not in allowed:
             raise self._wrong(key, value, suggestion(value, allowed))
         return value
+
+    def switch(self, key: str) -> bool | None:
+        value = self.choice(key, SWITCH)
+        return None if value is None else value == "true"
 
     def score_weights(self, key: str) -> ScoreWeights:
         value = self.values.get(key)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
+from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError, InvalidRequest, LoadError, NotFound, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
+from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.manifest import read_manifest
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
@@ -52,18 +53,6 @@ class ReadyVersion:
     key: ModelVersion
     loaded: LoadedVersion
     pipeline: Pipeline
-
-
-def onnxruntime_engine(request: EngineRequest) -> Engine:
-    """Builds the `onnxruntime` engine; its library is imported here, not before."""
-    try:
-        from trivec_server.backends.onnxruntime import build_onnxruntime  # noqa: PLC0415 - see above
-    except ImportError as error:
-        raise LoadError("the engine `onnxruntime` needs its packages: pip install 'trivec[server]'") from error
-    return build_onnxruntime(request)
-
-
-ENGINES: Mapping[str, EngineFactory] = {"onnxruntime": onnxruntime_engine, "auto": onnxruntime_engine}
 
 
 class Registry:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from trivec_server.errors import LoadError
-from trivec_server.repository.weights import (
+from trivec_server.backends.weight_files import (
     WeightFiles,
     open_safetensors,
     open_sharded_safetensors,
     open_torch,
 )
+from trivec_server.errors import LoadError
 
 NUMBERS = np.arange(12, dtype=np.float32).reshape(3, 4) - 5.5
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
@@ -229,7 +229,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(tmp_path: Path, pr
         "torch.storage _load_from_bytes",
         "collections defaultdict",
         "collections OrderedDict.fromkeys",
-        "trivec_server.repository.weights open_torch",
+        "trivec_server.backends.weight_files open_torch",
     ],
 )
 def test_only_the_names_that_tensors_need_are_known(tmp_path: Path, named: str) -> None:

@@ -14,16 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from trivec_server.backends.torch_archive import RawArray, TorchArchive
 from trivec_server.errors import LoadError
-from trivec_server.repository.torch_archive import RawArray, TorchArchive
 
 _SAFETENSORS_TYPES: Final[Mapping[str, str]] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
     "F64": "float64",
+    "U8": "uint8",
 }
-_STORED_TYPES: Final[Mapping[str, str]] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
+_STORED_TYPES: Final[Mapping[str, str]] = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "float64": "<f8",
+    "uint8": "u1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,11 @@ class WeightFiles:
 
     def get(self, name: str) -> NDArray[np.generic]:
         """
-        A tensor, read-only and mapped from the file: float32, float16 or float64 as stored. NumPy has no bfloat16:
+        A tensor, read-only and mapped from the file: float32, float16, float64 or uint8 as stored. NumPy has no bfloat16:
         that is widened to float32 in memory, which is exact.
 
         Raises:
-            LoadError: the files hold no such tensor, or it is damaged or not of a floating-point type.
+            LoadError: the files hold no such tensor, or it is damaged or of another type.
         """
         tensor = self._find(name)
         raw = tensor.read()

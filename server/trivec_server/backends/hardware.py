@@ -1,0 +1,40 @@
+"""What this machine has that decides how fast an engine is: cores, instructions, GPUs. Nothing is imported for it."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+def usable_physical_cores() -> int:
+    """Physical cores, no more than this process is allowed to run on."""
+    allowed = len(psutil.Process().cpu_affinity())
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def threads_per_instance(intra_op_threads: int | None, instances: int) -> int:
+    """The threads of one of several engine instances: as set, or its share of the physical cores, at least one."""
+    return intra_op_threads or max(1, usable_physical_cores() // instances)
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices by instructions of its own: AVX512-BF16, AMX, or Arm's BF16."""
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def nvidia_gpu_count() -> int:
+    """The NVIDIA GPUs that the driver shows to this process; no library is loaded for it."""
+    return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", path.name))
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The instruction sets as Linux names them; none where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
