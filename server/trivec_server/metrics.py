@@ -28,6 +28,7 @@ _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 _RATIO_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 _MODEL_LABELS = ("model", "version")
+_ENGINE_LABELS = ("engine", "device", "precision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class ModelMetrics:
     tokens: Counter
     truncated_texts: Counter
     non_finite_rows: Counter
+    recomputed_rows: Counter
+    engine_restarts: Counter
+    running_engines: Gauge
+    token_budget: Gauge
     batch_splits: Counter
     batch_failures: Counter
     dropped_requests: Counter
@@ -83,6 +88,17 @@ class Metrics:
         self._tokens = self._counter("trivec_tokens", "Tokens embedded.")
         self._truncated = self._counter("trivec_truncated_texts", "Texts that lost tokens to truncation.")
         self._non_finite = self._counter("trivec_non_finite_rows", "Texts refused: the engine gave NaN or infinity.")
+        self._recomputed = self._counter(
+            "trivec_recomputed_rows", "Texts that came out as NaN or infinity and were computed again in float32."
+        )
+        self._restarts = self._counter("trivec_engine_restarts", "Engines built anew after they had died.")
+        self._running_engines = self._gauge("trivec_running_engines", "Engine instances at work.", _MODEL_LABELS)
+        self._token_budget = self._gauge(
+            "trivec_batch_token_budget", "The most tokens in one batch; falls when memory runs out.", _MODEL_LABELS
+        )
+        self._model_info = self._gauge(
+            "trivec_model_info", "1, for the engine that runs the version.", (*_MODEL_LABELS, *_ENGINE_LABELS)
+        )
         self._splits = self._counter("trivec_batch_splits", "Batches split for lack of memory.")
         self._failures = self._counter("trivec_batch_failures", "Batches that failed in the engine.")
         self._dropped = self._counter("trivec_dropped_requests", "Cancelled or expired before they were computed.")
@@ -100,6 +116,10 @@ class Metrics:
         series[0].inc()
         series[1].observe(duration_s)
 
+    def model_loaded(self, key: ModelVersion, engine: str, device: str, precision: str) -> None:
+        """Says which engine runs a version."""
+        self._model_info.labels(key.name, str(key.version), engine, device, precision).set(1)
+
     def model(self, key: ModelVersion) -> ModelMetrics:
         """The series of one model version; the same ones for equal keys."""
         labels = (key.name, str(key.version))
@@ -114,6 +134,10 @@ class Metrics:
             tokens=self._tokens.labels(*labels),
             truncated_texts=self._truncated.labels(*labels),
             non_finite_rows=self._non_finite.labels(*labels),
+            recomputed_rows=self._recomputed.labels(*labels),
+            engine_restarts=self._restarts.labels(*labels),
+            running_engines=self._running_engines.labels(*labels),
+            token_budget=self._token_budget.labels(*labels),
             batch_splits=self._splits.labels(*labels),
             batch_failures=self._failures.labels(*labels),
             dropped_requests=self._dropped.labels(*labels),

@@ -73,7 +73,7 @@ async def test_an_engine_thread_that_ends_makes_its_model_unavailable_and_fails_
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Embed(pb.EmbedRequest(texts=["w10"]))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "an engine of this model has failed" in str(caught.value.details())
+        assert "the engine of this model has failed" in str(caught.value.details())
         (record,) = server.registry.records()
         assert record.state is State.UNAVAILABLE
         with pytest.raises(grpc.aio.AioRpcError) as caught:

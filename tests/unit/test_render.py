@@ -122,7 +122,7 @@ def test_generated_classes_read_back_every_part_of_a_unary_response(tokenizer: T
         if result.dense is not None:
             assert embedding.dense.dimension == result.dense.shape[1]
             assert embedding.dense.encoding == encoding
-            check_numbers(dense_numbers(embedding.dense), result.dense[row], encoding)
+            check_numbers(dense_numbers(embedding.dense), result.dense[row].astype(np.float32), encoding)
         if result.sparse is not None:
             check_sparse(embedding.sparse, result.sparse[row], case.options, tokenizer)
         if result.multi_vector is not None:
@@ -130,7 +130,7 @@ def test_generated_classes_read_back_every_part_of_a_unary_response(tokenizer: T
             assert (sent.rows, sent.first_row, sent.total_rows) == (result.lengths[row] - 1, 0, sent.rows)
             assert sent.dimension == result.multi_vector[row].shape[1]
             assert sent.encoding == encoding
-            check_numbers(row_numbers(sent), result.multi_vector[row], encoding)
+            check_numbers(row_numbers(sent), result.multi_vector[row].astype(np.float32), encoding)
 
 
 @given(cases())

@@ -48,7 +48,8 @@ def parts(output: EngineOutput) -> tuple[Array, Array, list[Array]]:
     assert output.dense is not None
     assert output.token_weights is not None
     assert output.multi_vector is not None
-    return output.dense.copy(), output.token_weights.copy(), [rows.copy() for rows in output.multi_vector]
+    vectors = [rows.astype(np.float32) for rows in output.multi_vector]
+    return output.dense.astype(np.float32), output.token_weights.copy(), vectors
 
 
 def on_part(name: str, change: Callable[[Array], Array]) -> Alter:
@@ -136,8 +137,12 @@ def test_a_shape_that_is_wrong_only_alone_is_found(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_missing_output_is_found(script: Script, device: Device, tokenizer: Tokenizer, part: str) -> None:
-    field = {"dense": "dense", "sparse": "token_weights", "multi_vector": "multi_vector"}[part]
-    script.alter = lambda output, _: replace(output, **{field: None})
+    without: dict[str, Alter] = {
+        "dense": lambda output, _: replace(output, dense=None),
+        "sparse": lambda output, _: replace(output, token_weights=None),
+        "multi_vector": lambda output, _: replace(output, multi_vector=None),
+    }
+    script.alter = without[part]
     with pytest.raises(LoadError, match=part):
         check(script, device, tokenizer)
 

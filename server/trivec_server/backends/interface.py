@@ -54,8 +54,8 @@ class EngineOutput:
     included. `multi_vector`: B arrays [length - 1, D], unit rows, the first token left out. Vectors are float32, or
     float16 if `half` was asked for and the engine can.
 
-    `lexical`: the sparse vectors too, from an engine that makes them on its device. `non_finite_rows`: texts, ascending,
-    with a number that is not finite, from an engine that has looked; None: it has not. `recomputed_rows`: texts that
+    `lexical`: the sparse vectors too, from an engine that makes them on its device. `non_finite_rows`: the texts,
+    ascending, with a number that is not finite, from an engine that has looked; None: it has not. `recomputed_rows`: texts that
     came out non-finite and were computed again in float32.
     """
 

@@ -82,8 +82,8 @@ class WeightFiles:
 
     def get(self, name: str) -> NDArray[np.generic]:
         """
-        A tensor, read-only and mapped from the file: float32, float16, float64 or uint8 as stored. NumPy has no bfloat16:
-        that is widened to float32 in memory, which is exact.
+        A tensor, read-only and mapped from the file: float32, float16, float64 or uint8 as stored. NumPy has no
+        bfloat16: that is widened to float32 in memory, which is exact.
 
         Raises:
             LoadError: the files hold no such tensor, or it is damaged or of another type.

@@ -132,7 +132,8 @@ def _check_backend(check: str, entry: ModelEntry, settings: ModelSettings) -> It
     from trivec_server.repository.engines import AUTO, ENGINES  # noqa: PLC0415 - needs the server's packages
 
     if settings.backend not in (AUTO, *ENGINES):
-        fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {', '.join(sorted((AUTO, *ENGINES)))}"
+        known = ", ".join(sorted((AUTO, *ENGINES)))
+        fact = f"backend `{settings.backend}` in config.pbtxt is not known; known are {known}"
         yield Finding(check, Status.FAIL, fact, _edit_config(entry))
 
 

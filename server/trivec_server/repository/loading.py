@@ -92,7 +92,8 @@ def _choose(
 ) -> tuple[EngineFactory, tuple[str, ...]]:
     """The engine that `backend` names, or that is best here, and why."""
     exported_for = None if manifest.export is None else manifest.export.engine
-    name, notes = settings.backend, ()
+    name = settings.backend
+    notes: tuple[str, ...] = ()
     if name == AUTO:
         choice = choose_engine(_kind(settings), exported_for, settings.precision)
         name, notes = choice.name, choice.notes

@@ -16,7 +16,7 @@ from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.manifest import read_manifest
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
-from trivec_server.serving.pipeline import Pipeline
+from trivec_server.serving.pipeline import EngineCounts, Pipeline
 from trivec_server.settings import ServeSettings
 from trivec_server.types import ModelSettings, ModelVersion
 
@@ -36,7 +36,8 @@ class State(enum.Enum):
 class VersionRecord:
     """
     One version and its state. `loaded` and `pipeline` are there when it is READY (or UNLOADING). A model of which no
-    version could even be found has one record of version 0.
+    version could even be found has one record of version 0. `interrupted`: READY, but no engine is at work until one
+    has been built anew; requests wait.
     """
 
     key: ModelVersion
@@ -44,6 +45,12 @@ class VersionRecord:
     reason: str = ""
     loaded: LoadedVersion | None = None
     pipeline: Pipeline | None = None
+    interrupted: bool = False
+
+    @property
+    def serves(self) -> bool:
+        """What health says of it."""
+        return self.state is State.READY and not self.interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +97,7 @@ class Registry:
     @property
     def any_ready(self) -> bool:
         """Whether any version serves."""
-        return any(record.state is State.READY for record in self._records.values())
+        return any(record.serves for record in self._records.values())
 
     def scan(self) -> list[ModelEntry]:
         """
@@ -207,12 +214,15 @@ class Registry:
             max_tokens=loaded.max_tokens,
             limits=self._settings.limits,
             metrics=self._metrics.model(key),
-            on_failure=partial(self._engine_failed, key),
+            on_change=partial(self._engines_changed, key),
         )
         pipeline.start()
         duration_s = time.monotonic() - started_at
         self._metrics.model_load_duration_s.labels(key.name, str(key.version)).set(duration_s)
         self._set(VersionRecord(key=key, state=State.READY, loaded=loaded, pipeline=pipeline))
+        self._metrics.model_loaded(key, loaded.info.engine, loaded.info.device, loaded.info.precision)
+        for note in loaded.info.notes:
+            _log.info("engine", model=key.name, version=key.version, note=note)
         _log.info(
             "model ready",
             model=key.name,
@@ -240,10 +250,22 @@ class Registry:
         known = ", ".join(names) or "none"
         raise InvalidRequest("model", f"must be given: there is no default model; known models: {known}")
 
-    def _engine_failed(self, key: ModelVersion) -> None:
-        """The version serves no more; its pipeline is closed with the others."""
-        reason = "an engine has failed; the server's log says why: restart the server"
-        self._set(replace(self._records[key], state=State.UNAVAILABLE, reason=reason))
+    def _engines_changed(self, key: ModelVersion, counts: EngineCounts) -> None:
+        """
+        Some engines died, or came back. While one is at work or will be, requests are taken; without any at work,
+        health says so. A version whose engines are all gone serves no more; its pipeline is closed with the others.
+        """
+        record = self._records[key]
+        if counts.running == counts.total:
+            self._set(replace(record, reason="", interrupted=False))
+        elif counts.running or counts.restarting:
+            gone = counts.total - counts.running - counts.restarting
+            reason = f"{counts.running} of {counts.total} engine instances at work, {counts.restarting} being restarted"
+            reason += f", {gone} failed; the server's log says why: restart the server" if gone else ""
+            self._set(replace(record, reason=reason, interrupted=not counts.running))
+        else:
+            reason = "the engine has failed; the server's log says why: restart the server"
+            self._set(replace(record, state=State.UNAVAILABLE, reason=reason))
 
     def _refuse(self, key: ModelVersion, reason: str) -> None:
         _log.error("model unavailable", model=key.name, version=key.version, reason=reason)
@@ -254,8 +276,7 @@ class Registry:
     def _set(self, record: VersionRecord) -> None:
         self._records[record.key] = record
         self._index_ready()
-        ready = record.state is State.READY
-        self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(ready)
+        self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(record.serves)
         self._on_change(record)
 
 

@@ -8,7 +8,7 @@ other than declared, numbers that are not finite, padding that leaks into result
 import numpy as np
 from numpy.typing import NDArray
 
-from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatch
+from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatch, Vectors
 from trivec_server.errors import LoadError
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import lexical_weights
@@ -126,13 +126,11 @@ def _check_alone(alone: EngineOutput, together: EngineOutput, index: int, tokens
             raise _fail(f"{name} of a text differs by {difference:.2e} alone and in a batch, more than {tolerance:.0e}")
 
 
-def _parts(
-    output: EngineOutput,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
+def _parts(output: EngineOutput) -> tuple[Vectors, NDArray[np.float32], list[Vectors]]:
     if output.dense is None or output.token_weights is None or output.multi_vector is None:
         raise _fail("an output is missing")
     return output.dense, output.token_weights, list(output.multi_vector)
 
 
-def _shape(array: NDArray[np.float32] | None) -> str:
+def _shape(array: Vectors | None) -> str:
     return "none" if array is None else str(list(array.shape))

@@ -10,11 +10,12 @@ engine, then crosses threads once. The decision on a batch is `selection.select`
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trivec_server.backends.interface import TokenBatch
+from trivec_server.serving.request import VectorEncoding
 from trivec_server.serving.selection import BatchLimits, Selection, select
 from trivec_server.serving.ticket import Pending, Ticket
 from trivec_server.serving.tokenizing import Inbox, SliceMaker
@@ -22,20 +23,27 @@ from trivec_server.types import Mode
 
 _INITIAL_SECONDS_PER_TOKEN = 1e-3
 _RATE_SMOOTHING = 0.2
+_BUDGET_SHARE = 0.75
+_LEAST_TOKEN_BUDGET = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Slices that run together: `slices` in the order of `tokens`, `modes` the union of what they ask for."""
+    """
+    Slices that run together: `slices` in the order of `tokens`, `modes` the union of what they ask for. `half`: each of
+    them wants float16. `is_retry`: an engine has died with it before.
+    """
 
     slices: Sequence[Pending]
     tokens: TokenBatch
     modes: Mode
     started_at: float
+    half: bool = False
+    is_retry: bool = False
 
 
 class Batcher:
-    """Requests in, batches out. Thread-safe; no method but `take` and `close` blocks."""
+    """Requests in, batches out. Thread-safe; no method but `take` and `close` waits for work."""
 
     def __init__(
         self,
@@ -64,6 +72,11 @@ class Batcher:
     def queued_tokens(self) -> int:
         """Tokens that wait for a batch."""
         return self._queued_tokens
+
+    @property
+    def token_budget(self) -> int:
+        """The most tokens in one batch, as of now."""
+        return self._limits.token_budget
 
     @property
     def backlog_s(self) -> float:
@@ -106,6 +119,30 @@ class Batcher:
                 self._idle_engines += 1
                 self._engine_may_work.wait(wait_s)
                 self._idle_engines -= 1
+
+    def take_now(self) -> Batch | None:
+        """The next batch if there is one at once, tokenizing what has arrived; None otherwise."""
+        with self._engine_may_work:
+            if self._inbox and not self._tokenizing and not self._queue:
+                self._tokenize_round()
+            batch = self._apply(self._select())
+            if batch is not None:
+                self._pass_on()
+            return batch
+
+    def give_back(self, slices: Sequence[Pending]) -> None:
+        """Takes slices in again that an engine could not compute, for another one."""
+        with self._engine_may_work:
+            self._replace_queue([*slices, *self._queue])
+            self._engine_may_work.notify_all()
+
+    def lower_token_budget(self, failed_tokens: int) -> int:
+        """Lowers the budget after a batch of so many tokens, padding included, did not fit; returns the new one."""
+        with self._engine_may_work:
+            lower = max(_LEAST_TOKEN_BUDGET, int(failed_tokens * _BUDGET_SHARE))
+            if lower < self._limits.token_budget:
+                self._limits = replace(self._limits, token_budget=lower)
+            return self._limits.token_budget
 
     def record_speed(self, tokens: int, compute_s: float) -> None:
         """Takes the duration of a finished batch into the estimate of the engine's speed."""
@@ -212,8 +249,9 @@ def halve(batch: Batch) -> tuple[Batch, Batch]:
 
 def _form(slices: list[Pending], started_at: float) -> Batch:
     modes = slices[0].ticket.task.modes
+    half = all(pending.ticket.task.encoding is VectorEncoding.FLOAT16 for pending in slices)
     if len(slices) == 1:
-        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), modes, started_at)
+        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), modes, started_at, half)
     for pending in slices:
         if pending.ticket.task.modes is not modes:
             modes |= pending.ticket.task.modes
@@ -221,4 +259,4 @@ def _form(slices: list[Pending], started_at: float) -> Batch:
         np.concatenate([pending.token_ids for pending in slices]),
         np.concatenate([pending.lengths for pending in slices]),
     )
-    return Batch(slices, tokens, modes, started_at)
+    return Batch(slices, tokens, modes, started_at, half)

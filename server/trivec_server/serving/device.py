@@ -1,41 +1,45 @@
-"""The thread that owns one engine instance: builds it, feeds it batches, hands results back, closes it."""
+"""The thread that owns one engine instance: builds it, feeds it batches, builds it anew if it dies, closes it."""
 
 import asyncio
-import math
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, TokenBatch
-from trivec_server.errors import ComputeError, TrivecError
+from trivec_server.backends.interface import Engine, EngineInfo, EngineLost, EngineOutput, TokenBatch
+from trivec_server.errors import ComputeError, LoadError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
-from trivec_server.serving.batcher import Batch, Batcher, halve
-from trivec_server.serving.encode import lexical_weights
-from trivec_server.serving.request import SparseRow
-from trivec_server.serving.ticket import Ticket
+from trivec_server.serving.batch_run import BatchRunner, Begun
+from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.types import Mode
 
 _log = get_logger(__name__)
 
-_FEW = 16
-"""A request's rows are few if its batch has more than so many times as many."""
+_FRUITLESS_RESTARTS = 3
+"""An engine that dies so often in a row without finishing a batch is given up."""
 
 
 class DeviceOwner(Protocol):
-    """What a device tells of: results on the event loop, and its own end if it fails."""
+    """What a device tells of, on the event loop: results, and how its engine is."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """Where results are delivered."""
 
-    def device_failed(self) -> None:
-        """Called on the event loop if the device's thread ends by an error."""
+    def device_lost(self, name: str) -> None:
+        """The engine has died and is being built anew."""
+
+    def device_restored(self, name: str) -> None:
+        """It is at work again."""
+
+    def device_failed(self, name: str) -> None:
+        """The device's thread has ended by an error: this engine will not come back."""
+
+    def take_over(self, batches: Iterable[Batch]) -> bool:
+        """Called on the device's thread as it gives up: whether another device computes these batches."""
 
 
 class Device:
@@ -45,6 +49,7 @@ class Device:
     """
 
     def __init__(self, name: str, build: Callable[[], Engine]) -> None:
+        self.name = name
         self._build = build
         self._built: Future[EngineInfo] = Future()
         self._work: Future[tuple[Batcher, ModelMetrics, DeviceOwner]] = Future()
@@ -70,7 +75,7 @@ class Device:
             self._wake.notify()
         return result.result()
 
-    def serve(self, batcher: Batcher, metrics: ModelMetrics, owner: "DeviceOwner") -> None:
+    def serve(self, batcher: Batcher, metrics: ModelMetrics, owner: DeviceOwner) -> None:
         """Begins to pull batches; results are delivered on the owner's event loop."""
         with self._wake:
             self._work.set_result((batcher, metrics, owner))
@@ -96,21 +101,14 @@ class Device:
         self._built.set_result(engine.info)
         try:
             self._run_checks(engine)
-            if not self._work.cancelled():
-                self._serve(engine, *self._work.result())
-        finally:
+            cancelled = self._work.cancelled()
+        except BaseException:
             engine.close()
-
-    def _serve(self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, owner: "DeviceOwner") -> None:
-        runner = _BatchRunner(engine, batcher, metrics, owner.loop)
-        try:
-            while (batch := batcher.take()) is not None:
-                runner.run(batch)
-                # Held references would keep the last results alive while this thread waits.
-                del batch
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would serve this queue any more
-            _log.error("engine thread failed", exc_info=error)
-            owner.loop.call_soon_threadsafe(owner.device_failed)
+            raise
+        if cancelled:
+            engine.close()
+        else:
+            _Serving(self.name, self._build, engine, *self._work.result()).run()
 
     def _run_checks(self, engine: Engine) -> None:
         """Runs single batches until `serve` or `close` is called."""
@@ -126,154 +124,115 @@ class Device:
                 result.set_exception(error)
 
 
-class _BatchRunner:
-    """Runs batches on an engine and gives each request its part or its error."""
+class _Serving:
+    """A device at work: the loop over batches, and a new engine for one that died."""
 
     def __init__(
-        self, engine: Engine, batcher: Batcher, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop
+        self,
+        name: str,
+        build: Callable[[], Engine],
+        engine: Engine,
+        batcher: Batcher,
+        metrics: ModelMetrics,
+        owner: DeviceOwner,
     ) -> None:
-        self._engine = engine
+        """`_again` are batches to run before any from the queue: halves, and what a dead engine had begun."""
+        self._name = name
+        self._build = build
+        self._engine: Engine | None = engine
+        self._info = engine.info
         self._batcher = batcher
         self._metrics = metrics
-        self._loop = loop
+        self._owner = owner
+        self._runner = BatchRunner(engine, batcher, metrics, owner.loop)
+        self._begun: deque[Begun] = deque()
+        self._again: deque[Batch] = deque()
+        self._fruitless_restarts = 0
 
-    def run(self, batch: Batch) -> None:
-        """One batch. A failure concerns the requests in it and no others; this thread goes on."""
-        started_at = time.monotonic()
+    def run(self) -> None:
+        """Until the batcher is closed and empty, or the engine is lost for good."""
         try:
-            try:
-                output = self._engine.run(batch.tokens, batch.modes)
-            except MemoryError:
-                self._run_smaller(batch)
-                return
-            compute_s = time.monotonic() - started_at
-            self._observe(batch, compute_s)
-            finished, failed = self._distribute(batch, output, compute_s)
-        except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
-            request_ids = [pending.ticket.task.request_id for pending in batch.slices]
-            _log.exception("batch failed", request_ids=request_ids, texts=len(batch.tokens.lengths))
-            failure = error if isinstance(error, TrivecError) else ComputeError("the engine failed on this batch")
-            self._fail(batch, failure)
-            return
-        if finished or failed:
-            _deliver(self._loop, finished, failed)
+            while self._step():
+                pass
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would serve with this engine any more
+            _log.error("engine thread failed", engine=self._name, exc_info=error)
+            self._tell(self._owner.device_failed)
+        finally:
+            self._close_engine()
 
-    def _run_smaller(self, batch: Batch) -> None:
-        """Runs a batch that does not fit into memory in halves, each on its own, down to single texts."""
-        texts, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
-        if texts > 1:
-            self._metrics.batch_splits.inc()
-            _log.warning("batch split for lack of memory", texts=texts, tokens=tokens)
-            for half in halve(batch):
-                self.run(half)
-            return
-        pending = batch.slices[0]
-        task = pending.ticket.task
-        _log.error("text too large for the device's memory", request_ids=[task.request_id], tokens=tokens)
-        what = f"{task.field(int(pending.rows[0]))}: {tokens} tokens do not fit into the device's memory"
-        self._fail(batch, ComputeError(f"{what}; send a shorter text or lower `max_tokens`"))
+    def _step(self) -> bool:
+        """Begins a batch if there is one and room for it, else finishes the oldest. False: there will be no more."""
+        batch = self._next_batch()
+        if batch is None and not self._begun:
+            return False
+        try:
+            if batch is not None:
+                self._begun.append(self._runner.begin(batch))
+            if batch is None or len(self._begun) >= self._runner.depth:
+                self._again.extend(self._runner.finish(self._begun[0]))
+                # Held references would keep the last results alive while this thread waits.
+                self._begun.popleft()
+                self._fruitless_restarts = 0
+        except EngineLost as loss:
+            lost = [begun.batch for begun in self._begun]
+            if batch is not None and all(batch is not each for each in lost):
+                lost.append(batch)
+            self._begun.clear()
+            self._recover(loss, lost)
+        return True
 
-    def _fail(self, batch: Batch, failure: TrivecError) -> None:
-        self._metrics.batch_failures.inc()
-        _deliver(self._loop, (), [(pending.ticket, failure) for pending in batch.slices])
+    def _next_batch(self) -> Batch | None:
+        if self._again:
+            # One after the other: a batch that kills engines shall not do so in the company of others.
+            return None if self._begun else self._again.popleft()
+        return self._batcher.take_now() if self._begun else self._batcher.take()
 
-    def _distribute(
-        self, batch: Batch, output: EngineOutput, compute_s: float
-    ) -> tuple[list[Ticket], list[tuple[Ticket, TrivecError]]]:
-        """Gives each slice its rows; returns the requests that are complete and those that failed."""
-        bad_rows = _non_finite_rows(batch.tokens, output)
-        weights = output.token_weights
-        sparse: list[SparseRow] | None = None
-        if weights is not None:
-            sparse = lexical_weights(batch.tokens.token_ids, weights, batch.tokens.lengths)
-        finished: list[Ticket] = []
-        failed: list[tuple[Ticket, TrivecError]] = []
-        start = 0
-        for pending in batch.slices:
-            end = start + len(pending.rows)
-            ticket = pending.ticket
-            bad = bad_rows[(bad_rows >= start) & (bad_rows < end)] - start if len(bad_rows) else bad_rows
-            if len(bad):
-                self._metrics.non_finite_rows.inc(len(bad))
-                field = ticket.task.field(int(pending.rows[bad[0]]))
-                failed.append((ticket, ComputeError(f"{field}: the model gave numbers that are not finite")))
+    def _recover(self, loss: EngineLost, lost: list[Batch]) -> None:
+        """A new engine. What the old one had begun is computed once more, and fails if an engine dies of it again."""
+        _log.error("engine lost; building it anew", engine=self._name, reason=str(loss), batches=len(lost))
+        for batch in lost:
+            if batch.is_retry:
+                self._runner.fail(batch, ComputeError("the engine died twice on this batch"))
             else:
-                ticket.record_batch(batch.started_at, compute_s)
-                modes = ticket.task.modes
-                is_complete = ticket.complete_rows(
-                    pending.rows,
-                    _own_rows(output.dense, start, end) if Mode.DENSE in modes else None,
-                    sparse[start:end] if sparse is not None and Mode.SPARSE in modes else None,
-                    list(output.multi_vector[start:end])
-                    if output.multi_vector is not None and Mode.MULTI_VECTOR in modes
-                    else None,
-                )
-                if is_complete:
-                    finished.append(ticket)
-            start = end
-        return finished, failed
+                self._again.append(replace(batch, is_retry=True))
+        self._tell(self._owner.device_lost)
+        self._close_engine()
+        self._fruitless_restarts += 1
+        try:
+            engine = self._build_again()
+        except BaseException:
+            if not self._owner.take_over(self._again):
+                for batch in self._again:
+                    self._runner.fail(batch, ComputeError("the engine died and could not be built again"))
+            raise
+        self._engine = engine
+        self._runner = BatchRunner(engine, self._batcher, self._metrics, self._owner.loop)
+        self._metrics.engine_restarts.inc()
+        _log.info("engine at work again", engine=self._name)
+        self._tell(self._owner.device_restored)
 
-    def _observe(self, batch: Batch, compute_s: float) -> None:
-        rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
-        self._batcher.record_speed(tokens, compute_s)
-        self._metrics.compute_duration_s.observe(compute_s)
-        self._metrics.texts.inc(rows)
-        self._metrics.tokens.inc(tokens)
-        self._metrics.batch_rows.observe(rows)
-        self._metrics.batch_tokens.observe(tokens)
-        padded = rows * int(batch.tokens.lengths.max()) if self._engine.info.pads else tokens
-        self._metrics.batch_padding_ratio.observe(1 - tokens / padded)
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
+    def _build_again(self) -> Engine:
+        """Another engine of the same kind: KIND_AUTO may find another device, but numbers do not change on the way."""
+        if self._fruitless_restarts > _FRUITLESS_RESTARTS:
+            raise LoadError(f"the engine died {_FRUITLESS_RESTARTS} times in a row")
+        engine = self._build()
+        before, now = self._info, engine.info
+        if (before.engine, before.device, before.precision) != (now.engine, now.device, now.precision):
+            engine.close()
+            raise LoadError(
+                f"the engine came back as {now.engine} on {now.device} in {now.precision}, was {before.engine} on "
+                f"{before.device} in {before.precision}"
+            )
+        return engine
 
-def _deliver(
-    loop: asyncio.AbstractEventLoop, finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecError]]
-) -> None:
-    """Wakes the awaiting requests: one hop to the event loop per batch."""
-    try:
-        loop.call_soon_threadsafe(_resolve, finished, failed)
-    except RuntimeError:
-        # The loop is closed: a forced stop. Nobody awaits the results.
-        _log.warning("results dropped: the server has stopped", requests=len(finished) + len(failed))
-
-
-def _resolve(finished: Sequence[Ticket], failed: Sequence[tuple[Ticket, TrivecError]]) -> None:
-    for ticket in finished:
-        if not ticket.future.done():
-            ticket.future.set_result(None)
-    for ticket, error in failed:
-        ticket.abandoned = True
-        if not ticket.future.done():
-            ticket.future.set_exception(error)
-
-
-def _own_rows(rows: NDArray[np.float32] | None, start: int, end: int) -> NDArray[np.float32] | None:
-    """Some rows of a batch, as a copy where they are few: a view would keep the whole batch in memory."""
-    if rows is None:
-        return None
-    return rows[start:end].copy() if (end - start) * _FEW < len(rows) else rows[start:end]
-
-
-_NO_ROWS: NDArray[np.int64] = np.empty(0, np.int64)
-
-
-def _is_finite(output: EngineOutput) -> bool:
-    """Whether all numbers are finite: for nearly every batch, the only question. A sum of squares is one fast pass."""
-    parts = [part for part in (output.dense, output.token_weights, *(output.multi_vector or ())) if part is not None]
-    return math.isfinite(sum(float(np.vdot(part, part)) for part in parts))
-
-
-def _non_finite_rows(tokens: TokenBatch, output: EngineOutput) -> NDArray[np.int64]:
-    """The rows of a batch, ascending, in which any part holds NaN or infinity. A sum is finite iff its terms are."""
-    if _is_finite(output):
-        return _NO_ROWS
-    bad = np.zeros(len(tokens.lengths), np.bool_)
-    # An overflow would be found too, as it should: unit rows cannot overflow.
-    with np.errstate(all="ignore"):
-        if output.dense is not None:
-            bad |= ~np.isfinite(output.dense.sum(axis=1))
-        if output.token_weights is not None:
-            starts = np.cumsum(tokens.lengths) - tokens.lengths
-            bad |= ~np.isfinite(np.add.reduceat(output.token_weights, starts))
-        if output.multi_vector is not None:
-            bad |= ~np.isfinite(np.array([vectors.sum() for vectors in output.multi_vector]))
-    return np.flatnonzero(bad)
+    def _tell(self, what: Callable[[str], None]) -> None:
+        try:
+            self._owner.loop.call_soon_threadsafe(what, self._name)
+        except RuntimeError:
+            # The loop is closed: a forced stop. Nobody is left to tell.
+            _log.warning("the server has stopped", engine=self._name)

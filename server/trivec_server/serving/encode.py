@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from trivec_server.backends.interface import Vectors
 from trivec_server.serving.request import SparseRow, VectorEncoding
 from trivec_server.types import SPARSE_EXCLUDED_TOKEN_IDS
 
@@ -75,22 +76,25 @@ def bytes_per_row(dimension: int, encoding: VectorEncoding) -> int:
     return dimension * _BYTES_PER_NUMBER[encoding]
 
 
-def pack(vectors: NDArray[np.float32], encoding: VectorEncoding) -> PackedRows:
-    """Packs float32 [R, D] row by row as `VectorEncoding` in `embedding.proto` describes."""
+def pack(vectors: Vectors, encoding: VectorEncoding) -> PackedRows:
+    """
+    Packs [R, D] row by row as `VectorEncoding` in `embedding.proto` describes: float32, or with FLOAT16 also float16.
+    """
     if encoding is VectorEncoding.INT8:
         return _pack_int8(vectors)
     if encoding is VectorEncoding.BINARY:
         return PackedRows(np.packbits(vectors > 0, axis=1, bitorder="big"))
     if encoding is VectorEncoding.FLOAT16:
-        packed: NDArray[np.generic] = vectors.astype(np.float16, order="C")
+        # An engine may have cast them already.
+        packed: NDArray[np.generic] = vectors.astype(np.float16, order="C", copy=False)
     elif encoding is VectorEncoding.BFLOAT16:
         packed = _to_bfloat16(vectors)
     else:
-        packed = np.ascontiguousarray(vectors)
+        packed = np.ascontiguousarray(vectors, np.float32)
     return PackedRows(packed.view(np.uint8).reshape(len(vectors), -1))  # [R, D * bytes per number]
 
 
-def _pack_int8(vectors: NDArray[np.float32]) -> PackedRows:
+def _pack_int8(vectors: Vectors) -> PackedRows:
     """Symmetric: scale = max|x| / 127 per row, so that number = byte * scale. A row of zeros has scale 0."""
     scales = (np.abs(vectors).max(axis=1, initial=0.0) / 127).astype(np.float32)  # [R]
     divisors = np.where(scales > 0, scales, 1)[:, None]
@@ -98,8 +102,8 @@ def _pack_int8(vectors: NDArray[np.float32]) -> PackedRows:
     return PackedRows(quantized.view(np.uint8), scales)
 
 
-def _to_bfloat16(vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
+def _to_bfloat16(vectors: Vectors) -> NDArray[np.uint16]:
     """The upper half of each float32, rounded to nearest even. The numbers are finite: batches are checked."""
-    bits = np.ascontiguousarray(vectors).view(np.uint32)
+    bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
     rounding = ((bits >> 16) & 1) + np.uint32(0x7FFF)
     return ((bits + rounding) >> 16).astype(np.uint16)

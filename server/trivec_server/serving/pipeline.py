@@ -6,14 +6,14 @@ allocated per text, and each hop between threads serves all requests that are re
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from trivec_server.backends.interface import EngineInfo
 from trivec_server.errors import DeadlineExceeded, InvalidRequest, Overloaded, TrivecError, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
-from trivec_server.serving.batcher import Batcher
+from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import bytes_per_row
 from trivec_server.serving.request import EmbedResult, EmbedTask
@@ -46,6 +46,15 @@ class _Admitted:
     held_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounts:
+    """How many of a version's engines are at work, and how many are being built anew; the others are gone."""
+
+    total: int
+    running: int
+    restarting: int
+
+
 class Pipeline:
     """Embeds with one model version. Its methods are for the event loop; `start` and `close` end its threads."""
 
@@ -60,14 +69,16 @@ class Pipeline:
         max_tokens: int,
         limits: Limits,
         metrics: ModelMetrics,
-        on_failure: Callable[[], None] = lambda: None,
+        on_change: Callable[[EngineCounts], None] = lambda _: None,
     ) -> None:
-        """`on_failure` is called on the event loop if an engine's thread ends by an error."""
-        self._on_failure = on_failure
+        """`on_change` is called on the event loop as engines die, are at work again, or are given up."""
+        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._tokenizer = tokenizer
         self._tokenize_turn = asyncio.Lock()
         self._devices = devices
+        self._restarting: set[str] = set()
+        self._failed: set[str] = set()
         self._info = info
         self._batching = batching
         self._max_tokens = max_tokens
@@ -89,6 +100,8 @@ class Pipeline:
             metrics=metrics,
         )
         self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker)
+        metrics.running_engines.set(len(devices))
+        metrics.token_budget.set(self._batcher.token_budget)
         metrics.pending_requests.set_function(lambda: self.pending_requests)
         metrics.queued_tokens.set_function(lambda: self.queued_tokens)
 
@@ -111,12 +124,42 @@ class Pipeline:
         """The event loop that this pipeline lives on."""
         return self._loop
 
-    def device_failed(self) -> None:
-        """An engine's thread is gone: refuses all requests, those under way too, and tells the registry."""
-        self._closing = True
-        for ticket in list(self._tickets):
-            _fail(ticket, Unavailable("an engine of this model has failed; send the request to another server"))
-        self._on_failure()
+    def device_lost(self, name: str) -> None:
+        """An engine has died and is being built anew. What it had begun is computed again; new requests wait."""
+        self._restarting.add(name)
+        self._engines_changed()
+
+    def device_restored(self, name: str) -> None:
+        """An engine is at work again."""
+        self._restarting.discard(name)
+        self._engines_changed()
+
+    def device_failed(self, name: str) -> None:
+        """An engine is gone for good. With the last one, all requests are refused, those under way too."""
+        self._restarting.discard(name)
+        self._failed.add(name)
+        if len(self._failed) == len(self._devices):
+            self._closing = True
+            for ticket in list(self._tickets):
+                _fail(ticket, Unavailable("the engine of this model has failed; send the request to another server"))
+        self._engines_changed()
+
+    def take_over(self, batches: Iterable[Batch]) -> bool:
+        """Puts a dead engine's batches back into the queue if others serve it. Called on that engine's thread."""
+        if len(self._failed) + 1 >= len(self._devices):
+            return False
+        self._batcher.give_back([pending for batch in batches for pending in batch.slices])
+        return True
+
+    def _engines_changed(self) -> None:
+        total = len(self._devices)
+        counts = EngineCounts(
+            total=total,
+            running=total - len(self._restarting) - len(self._failed),
+            restarting=len(self._restarting),
+        )
+        self._metrics.running_engines.set(counts.running)
+        self._on_change(counts)
 
     @property
     def pending_requests(self) -> int:

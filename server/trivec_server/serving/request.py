@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trivec_server.backends.interface import Vectors
 from trivec_server.types import InputType, Mode, Truncation
 
 
@@ -84,15 +85,16 @@ class Timings(NamedTuple):
 class EmbedResult(NamedTuple):
     """
     The embeddings of one task with B texts. `lengths` int64 [B] and `truncated` bool [B] are per text, `token_count`
-    and `truncated_count` their sums. `dense` is float32 [B, D]; `sparse` and `multi_vector` hold B entries, the latter
-    float32 [length - 1, D]. A part that was not asked for is None.
+    and `truncated_count` their sums. `dense` is [B, D]; `sparse` and `multi_vector` hold B entries, the latter
+    [length - 1, D]; vectors are float32, or float16 where the task's encoding is FLOAT16 and the engine cast them. A
+    part that was not asked for is None.
     """
 
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     token_count: int
     truncated_count: int
-    dense: NDArray[np.float32] | None
+    dense: Vectors | None
     sparse: Sequence[SparseRow] | None
-    multi_vector: Sequence[NDArray[np.float32]] | None
+    multi_vector: Sequence[Vectors] | None
     timings: Timings

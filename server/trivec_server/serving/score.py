@@ -10,8 +10,8 @@ import asyncio
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from trivec_server.backends.interface import Vectors
 from trivec_server.serving.pipeline import Pipeline
 from trivec_server.serving.portions import Totals, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask, SparseRow
@@ -47,9 +47,9 @@ class ScoredTask:
 class _TextEmbedding:
     """All three embeddings of one text: `dense` [D], `multi_vector` [tokens - 1, D]."""
 
-    dense: NDArray[np.float32]
+    dense: Vectors
     sparse: SparseRow
-    multi_vector: NDArray[np.float32]
+    multi_vector: Vectors
 
 
 async def score_task(pipeline: Pipeline, task: EmbedTask, weights: ScoreWeights, *, top_k: int) -> ScoredTask:
@@ -80,7 +80,7 @@ def sparse_score(query: SparseRow, passage: SparseRow) -> float:
     return float(query.weights[in_query] @ passage.weights[in_passage])
 
 
-def multi_vector_score(query: NDArray[np.float32], passage: NDArray[np.float32]) -> float:
+def multi_vector_score(query: Vectors, passage: Vectors) -> float:
     """The mean over the query's rows [Q, D] of the largest inner product with a row of the passage [P, D]."""
     return float((query @ passage.T).max(axis=1).mean())  # [Q, P] -> [Q]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trivec_server.backends.interface import Vectors
 from trivec_server.serving.request import EmbedResult, EmbedTask, SparseRow, Timings
 from trivec_server.types import Mode
 
@@ -62,18 +63,18 @@ class Ticket:
         self._queue_s = 0.0
         self._compute_s = 0.0
         self._remaining = task.text_count
-        self._dense: NDArray[np.float32] | None = None
+        self._dense: Vectors | None = None
         self._sparse: list[SparseRow | None] | None = [None] * task.text_count if Mode.SPARSE in task.modes else None
-        self._multi_vector: list[NDArray[np.float32] | None] | None = (
+        self._multi_vector: list[Vectors | None] | None = (
             [None] * task.text_count if Mode.MULTI_VECTOR in task.modes else None
         )
 
     def complete_rows(
         self,
         rows: NDArray[np.int64],
-        dense: NDArray[np.float32] | None,
+        dense: Vectors | None,
         sparse: list[SparseRow] | None,
-        multi_vector: list[NDArray[np.float32]] | None,
+        multi_vector: list[Vectors] | None,
     ) -> bool:
         """Takes in the results of some rows (positions in the request, [R]). True if they were the last ones."""
         with self._lock:
@@ -88,13 +89,13 @@ class Ticket:
             self._remaining -= len(rows)
             return self._remaining == 0
 
-    def _place_dense(self, rows: NDArray[np.int64], dense: NDArray[np.float32]) -> None:
+    def _place_dense(self, rows: NDArray[np.int64], dense: Vectors) -> None:
         if len(rows) == self.task.text_count:
             # All rows in one batch, in order: the batch's own memory serves.
             self._dense = dense
             return
         if self._dense is None:
-            self._dense = np.empty((self.task.text_count, dense.shape[1]), np.float32)
+            self._dense = np.empty((self.task.text_count, dense.shape[1]), dense.dtype)
         self._dense[rows] = dense
 
     def record_batch(self, started_at: float, compute_s: float) -> None:

@@ -37,6 +37,7 @@ def describe_version(record: VersionRecord, limits: Limits) -> pb.Model:
             engine=info.engine,
             device=info.device,
             precision=info.precision,
+            notes=info.notes,
             content_digest=loaded.manifest.content_digest,
             demonstration=loaded.manifest.model.demonstration,
             score_weights=pb.ScoreWeights(

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from trivec_server.errors import CommandError
 from trivec_server.metrics import Metrics
-from trivec_server.repository.registry import Registry, State, VersionRecord
+from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.calls import CallScope
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
@@ -70,8 +70,8 @@ class Listener:
         if self._draining:
             return
         records = [other for other in self._registry.records() if other.key.name == record.key.name]
-        model_ready = any(other.state is State.READY for other in records)
-        await self._health.set(str(record.key), _status(record.state is State.READY))
+        model_ready = any(other.serves for other in records)
+        await self._health.set(str(record.key), _status(record.serves))
         await self._health.set(record.key.name, _status(model_ready))
         for name in ("", SERVICE_NAME):
             await self._health.set(name, _status(self._registry.any_ready))

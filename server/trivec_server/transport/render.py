@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor
 from numpy.typing import NDArray
 from trivec.v1 import embedding_pb2 as pb
 
+from trivec_server.backends.interface import Vectors
 from trivec_server.serving.encode import bytes_per_row, pack, prune
 from trivec_server.serving.portions import Totals
 from trivec_server.serving.request import EmbedResult, SparseRow, VectorEncoding
@@ -29,7 +30,12 @@ Buffer: TypeAlias = bytes | memoryview
 _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 _VARINT_WIDTH = 5
 _ID_VARINT_WIDTH = 3
-_FLOAT32_ENCODINGS = (VectorEncoding.FLOAT_LIST, VectorEncoding.FLOAT32)
+_WIRE_TYPES = {
+    VectorEncoding.FLOAT_LIST: np.float32,
+    VectorEncoding.FLOAT32: np.float32,
+    VectorEncoding.FLOAT16: np.float16,
+}
+"""The encodings that are NumPy's own types."""
 _MAX_SHORT_ID = 1 << (7 * _ID_VARINT_WIDTH)
 _BYTES_PER_SPARSE_ENTRY = 8
 _BYTES_PER_SPARSE_ENTRY_WITH_TOKEN = 32
@@ -243,7 +249,7 @@ def _vector_header(
 class _DenseFields:
     """The field `dense` of every text of a result: all the same but for the payload, and with INT8 the scale."""
 
-    def __init__(self, dense: NDArray[np.float32], encoding: VectorEncoding) -> None:
+    def __init__(self, dense: Vectors, encoding: VectorEncoding) -> None:
         self._payloads, scales = _payload(dense, encoding)
         self._scales = None if scales is None else scales.tolist()
         self._prefix, self._width = _dense_prefix(dense.shape[1], encoding, has_scale=scales is not None)
@@ -265,16 +271,16 @@ def _dense_prefix(dimension: int, encoding: VectorEncoding, *, has_scale: bool) 
     return _DENSE_TAG + varint(size) + header, payload
 
 
-def _payload(vectors: NDArray[np.float32], encoding: VectorEncoding) -> tuple[memoryview, NDArray[np.float32] | None]:
-    """All rows packed, as bytes, and the scales of INT8. float32 rows that lie together are not copied."""
-    if encoding in _FLOAT32_ENCODINGS and vectors.flags.c_contiguous:
+def _payload(vectors: Vectors, encoding: VectorEncoding) -> tuple[memoryview, NDArray[np.float32] | None]:
+    """All rows packed, as bytes, and the scales of INT8. Rows that lie together in that type are not copied."""
+    if vectors.dtype == _WIRE_TYPES.get(encoding) and vectors.flags.c_contiguous:
         return vectors.data.cast("B"), None
     packed = pack(vectors, encoding)
     return packed.data.reshape(-1).data, packed.scales
 
 
 def _dense_only_fields(
-    result: EmbedResult, dense: NDArray[np.float32], encoding: VectorEncoding, first: int, last: int, first_index: int
+    result: EmbedResult, dense: Vectors, encoding: VectorEncoding, first: int, last: int, first_index: int
 ) -> list[Buffer]:
     """The embeddings of texts `first` to `last`, of which there is nothing but `dense` [B, D], not INT8."""
     payloads, _ = _payload(dense[first:last], encoding)
@@ -310,7 +316,7 @@ def _sparse_field(row: SparseRow, tokens: Sequence[str]) -> list[Buffer]:
     return _delimited(_SPARSE_TAG, fields)
 
 
-def _multi_vector_field(vectors: NDArray[np.float32], part: Part, encoding: VectorEncoding) -> list[Buffer]:
+def _multi_vector_field(vectors: Vectors, part: Part, encoding: VectorEncoding) -> list[Buffer]:
     """The field `multi_vector` with the rows of one part."""
     rows, dimension = part.rows, vectors.shape[1]
     payload, scales = _payload(vectors[part.first_row : part.first_row + rows], encoding)

@@ -1128,6 +1128,7 @@ class Model(google.protobuf.message.Message):
     POOLING_FIELD_NUMBER: builtins.int
     QUERY_PREFIX_FIELD_NUMBER: builtins.int
     PASSAGE_PREFIX_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name: its directory in the model repository."""
     version: builtins.int
@@ -1135,7 +1136,7 @@ class Model(google.protobuf.message.Message):
     state: Global___ModelState.ValueType
     """Whether it serves."""
     state_reason: builtins.str
-    """Why it is UNAVAILABLE; empty otherwise."""
+    """Why it is UNAVAILABLE, or which of its engine instances are not at work; empty otherwise."""
     dense_dimension: builtins.int
     """The dimension of dense vectors."""
     multi_vector_dimension: builtins.int
@@ -1170,6 +1171,12 @@ class Model(google.protobuf.message.Message):
     def score_weights(self) -> Global___ScoreWeights:
         """The factors that Score uses when a request gives none."""
 
+    @property
+    def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was chosen for this version (the engine, with backend `auto`), and what is not as fast or exact as it could
+        be on this machine, a sentence each.
+        """
+
     def __init__(
         self,
         *,
@@ -1191,8 +1198,9 @@ class Model(google.protobuf.message.Message):
         pooling: builtins.str = ...,
         query_prefix: builtins.str = ...,
         passage_prefix: builtins.str = ...,
+        notes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "score_weights", b"score_weights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["content_digest", b"content_digest", "demonstration", b"demonstration", "dense_dimension", b"dense_dimension", "device", b"device", "engine", b"engine", "limits", b"limits", "modes", b"modes", "multi_vector_dimension", b"multi_vector_dimension", "name", b"name", "passage_prefix", b"passage_prefix", "pooling", b"pooling", "precision", b"precision", "query_prefix", b"query_prefix", "score_weights", b"score_weights", "state", b"state", "state_reason", b"state_reason", "version", b"version", "vocabulary_size", b"vocabulary_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_digest", b"content_digest", "demonstration", b"demonstration", "dense_dimension", b"dense_dimension", "device", b"device", "engine", b"engine", "limits", b"limits", "modes", b"modes", "multi_vector_dimension", b"multi_vector_dimension", "name", b"name", "notes", b"notes", "passage_prefix", b"passage_prefix", "pooling", b"pooling", "precision", b"precision", "query_prefix", b"query_prefix", "score_weights", b"score_weights", "state", b"state", "state_reason", b"state_reason", "version", b"version", "vocabulary_size", b"vocabulary_size"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
