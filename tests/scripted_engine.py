@@ -51,6 +51,8 @@ class Script:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     pads: bool = True
     token_budget: int = 4096
+    device: str = "cpu"
+    built: int = 0
     closed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Script:
     def build(self, request: EngineRequest) -> Engine:
         """The engine's factory."""
         self.building.wait()
+        self.built += 1
         return ScriptedEngine(self)
 
 
@@ -74,12 +77,13 @@ class ScriptedEngine:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._device = script.device
 
     @property
     def info(self) -> EngineInfo:
         return EngineInfo(
             engine="scripted",
-            device="cpu",
+            device=self._device,
             precision="float32",
             modes=Mode.HYBRID,
             dense_dimension=DIMENSION,

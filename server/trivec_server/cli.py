@@ -216,5 +216,46 @@ def pull(
     )
 
 
+_PRECISION_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@cli.command()
+@click.argument("model")
+@repository_option
+@option(
+    "--engine",
+    "The engine to make files for.",
+    type=click.Choice(["onnxruntime", "openvino", "pytorch"]),
+    required=True,
+)
+@option(
+    "--precision",
+    "The arithmetic: float32 (fp32), float16 (fp16), bfloat16 (bf16) or int8, as far as the engine has it.",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8", *_PRECISION_NAMES]),
+)
+@option(
+    "--model-version", "The version to make it from. [default: the newest that was pulled]", type=click.IntRange(min=1)
+)
+def export(model: str, model_repository: Path, engine: str, precision: str | None, model_version: int | None) -> None:
+    """
+    Make a new version of MODEL for one engine.
+
+    The new version is compared with the one that it is made from, and its manifest.json holds the report. With
+    `backend: "auto"` in config.pbtxt the server runs it on that engine.
+    """
+    try:
+        from trivec_server.repository.export import export_version  # noqa: PLC0415 - needs the server's packages
+    except ModuleNotFoundError as error:
+        raise CommandError(f"`trivec export` needs the package {error.name}: pip install 'trivec[server]'") from error
+    export_version(
+        model_repository,
+        model,
+        engine,
+        precision=_PRECISION_NAMES.get(precision or "", precision),
+        base_version=model_version,
+        report=lambda line: click.echo(line, file=sys.stderr),
+    )
+
+
 for _command in (*cli_client.COMMANDS, doctor):
     cli.add_command(_command)

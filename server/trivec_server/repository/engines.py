@@ -4,7 +4,8 @@ The engines by the names that `backend` gives them, and the choice that `auto` m
 An engine's library is imported when the engine is built, not before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,30 +19,47 @@ AUTO = "auto"
 """The `backend` that lets `choose_engine` decide."""
 
 
+@contextmanager
+def needs(engine: str, extra: str) -> Iterator[None]:
+    """
+    Around the import of an engine's library.
+
+    Raises:
+        LoadError: a package is missing; names the extra that brings it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("trivec_server"):
+            raise
+        missing = f" (missing: {error.name})" if error.name else ""
+        raise LoadError(f"the engine `{engine}` needs its packages{missing}: pip install 'trivec[{extra}]'") from error
+
+
 def onnxruntime_engine(request: EngineRequest) -> Engine:
     """ONNX Runtime: any CPU; CUDA and TensorRT with the package onnxruntime-gpu."""
-    with _Needs("onnxruntime", "server"):
+    with needs("onnxruntime", "server"):
         from trivec_server.backends.onnxruntime import build_onnxruntime  # noqa: PLC0415 - as the module says
     return build_onnxruntime(request)
 
 
 def openvino_engine(request: EngineRequest) -> Engine:
     """OpenVINO: the CPU."""
-    with _Needs("openvino", "openvino"):
+    with needs("openvino", "openvino"):
         from trivec_server.backends.openvino import build_openvino  # noqa: PLC0415 - as the module says
     return build_openvino(request)
 
 
 def pytorch_engine(request: EngineRequest) -> Engine:
     """PyTorch: CUDA GPUs, and the CPU."""
-    with _Needs("pytorch", "torch"):
+    with needs("pytorch", "torch"):
         from trivec_server.backends.pytorch import build_pytorch  # noqa: PLC0415 - as the module says
     return build_pytorch(request)
 
 
 def flagembedding_engine(request: EngineRequest) -> Engine:
     """The reference implementation, to compare with."""
-    with _Needs("flagembedding", "flagembedding"):
+    with needs("flagembedding", "flagembedding"):
         from trivec_server.backends.flagembedding import build_flagembedding  # noqa: PLC0415 - as the module says
     return build_flagembedding(request)
 
@@ -133,21 +151,3 @@ def _mend(engine: str, *, on_gpu: bool) -> str:
     if on_gpu and engine == "onnxruntime":
         return "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
     return f"pip install 'trivec[{_EXTRAS[engine]}]'"
-
-
-class _Needs:
-    """Turns a missing package into an error that names the extra."""
-
-    def __init__(self, engine: str, extra: str) -> None:
-        self._engine = engine
-        self._extra = extra
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ImportError):
-            missing = f" (missing: {error.name})" if error.name else ""
-            raise LoadError(
-                f"the engine `{self._engine}` needs its packages{missing}: pip install 'trivec[{self._extra}]'"
-            ) from error

@@ -7,14 +7,9 @@ graph (`backends.graph`) and the manifest in a place apart, move all of it into 
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, get_args
+from typing import get_args
 
 from trivec_server.backends.graph_spec import Precision
 from trivec_server.errors import CommandError, LoadError
@@ -23,12 +18,12 @@ from trivec_server.repository.checkpoint import FileSource, LocalDirectory
 from trivec_server.repository.hub import HubRepository
 from trivec_server.repository.manifest import Manifest, ModelFacts, read_manifest, verify_files, write_manifest
 from trivec_server.repository.recipes import CheckpointRecipe, MiniRecipe, Recipe, Report
+from trivec_server.repository.termination import exit_on_sigterm
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """The precisions that a checkpoint's weights can be written in."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_TERMINATED = 128 + signal.SIGTERM
 
 
 def pull(
@@ -64,7 +59,7 @@ def pull(
     Raises:
         CommandError: the reason, on one line. Nothing is left in the repository.
     """
-    with _exit_on_sigterm():
+    with exit_on_sigterm():
         try:
             recipe = _choose_recipe(source, revision, precision, report)
             model_dir = repository / _checked_name(name or recipe.model_name)
@@ -129,7 +124,7 @@ def _checked_name(name: str) -> str:
 def _choose_place(recipe: Recipe, model_dir: Path, version: int | None, report: Report, *, force: bool) -> _Place:
     if version is not None and version < 1:
         raise CommandError(f"version {version} is below 1, the lowest version")
-    versions = _read_versions(model_dir)
+    versions = read_versions(model_dir)
     number = max(versions, default=0) + 1 if version is None else version
     if force:
         return _Place(path=versions.get(number, model_dir / str(number)), replace=True)
@@ -160,7 +155,7 @@ def _build(recipe: Recipe, place: _Place, site: BuildingSite, report: Report, *,
     report("computing the checksums for the manifest")
     names = [path.name for path in site.version_dir.iterdir()]
     manifest = write_manifest(site.version_dir, facts, recipe.source, names)
-    for path in _read_versions(model_dir).values() if keep_equal and not place.replace else ():
+    for path in read_versions(model_dir).values() if keep_equal and not place.replace else ():
         if _holds(path, manifest):
             _place_missing(recipe, path, manifest.model, site, f"{path} has the same content already", report)
             return path
@@ -207,25 +202,9 @@ def _holds(version_dir: Path, manifest: Manifest) -> bool:
     return found.content_digest == manifest.content_digest
 
 
-def _read_versions(model_dir: Path) -> dict[int, Path]:
+def read_versions(model_dir: Path) -> dict[int, Path]:
+    """The version directories of a model, whole or not, by their numbers; none if the directory is not there."""
     if not model_dir.is_dir():
         return {}
     found = (path for path in model_dir.iterdir() if re.fullmatch(r"0*[1-9][0-9]{0,17}", path.name))
     return {int(path.name): path for path in found}
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, so that what was begun is tidied up; Python does so for SIGINT by itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
