@@ -72,6 +72,33 @@ ENGINES: Mapping[str, EngineFactory] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """
+    What decides on the fastest engine: GPUs, bfloat16 instructions of the CPU, and the engines whose packages are
+    installed; `gpu_engines` those of them that are built for GPUs.
+    """
+
+    gpus: int
+    cpu_has_bfloat16: bool
+    engines: frozenset[str]
+    gpu_engines: frozenset[str]
+
+
+def this_machine() -> Machine:
+    """What is here. Looks for packages, and imports none."""
+    engines = frozenset(name for name, package in _PACKAGES.items() if find_spec(package) is not None)
+    gpu_engines = {"pytorch"} & engines
+    if _has_distribution("onnxruntime-gpu"):
+        gpu_engines |= {"onnxruntime"}
+    return Machine(
+        gpus=nvidia_gpu_count(),
+        cpu_has_bfloat16=cpu_has_bfloat16(),
+        engines=engines,
+        gpu_engines=frozenset(gpu_engines),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """An engine's name, and what the user should know of why it is this one."""
@@ -80,12 +107,13 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose_engine(kind: InstanceKind, exported_for: str | None, precision: str | None) -> Choice:
+def choose_engine(machine: Machine, kind: InstanceKind, exported_for: str | None, precision: str | None) -> Choice:
     """
-    What `auto` stands for: the engine that is fastest on this machine, of those whose packages are installed. A version
-    that was exported for an engine is run by that one. The order is measured: docs/benchmarks.md.
+    What `auto` stands for: the engine that is fastest on the machine, of those that are installed. A version that was
+    exported for an engine is run by that one. The order is measured: docs/benchmarks.md.
 
     Args:
+        machine: Where it is to run.
         kind: Where the instances shall run.
         exported_for: The engine that the version's files were made for; None: any can run them.
         precision: What `config.pbtxt` asks for; None: each engine's own.
@@ -95,48 +123,46 @@ def choose_engine(kind: InstanceKind, exported_for: str | None, precision: str |
     """
     if exported_for is not None:
         return Choice(exported_for, (f"backend auto: {exported_for}, which this version was exported for",))
-    on_gpu = kind is not InstanceKind.CPU and nvidia_gpu_count() > 0
-    if kind is InstanceKind.GPU and not on_gpu:
-        raise LoadError(NO_GPU)
-    ranking = _GPU_RANKING if on_gpu else _cpu_ranking(precision)
-    place = "GPU" if on_gpu else _cpu_name()
-    better: list[str] = []
-    for name in ranking:
-        if _installed(name, on_gpu=on_gpu):
-            notes = [f"backend auto: {name}, the fastest engine for this {place} that is installed"]
-            notes += [f"{each} would be faster: {_mend(each, on_gpu=on_gpu)}" for each in better]
-            return Choice(name, tuple(notes))
-        better.append(name)
-    if kind is InstanceKind.GPU:
-        raise LoadError(f"no engine for GPUs is installed: {_mend(ranking[0], on_gpu=True)}")
-    choice = choose_engine(InstanceKind.CPU, None, precision)
-    note = f"there is a GPU, but no engine for it is installed: {_mend(ranking[0], on_gpu=True)}"
-    return Choice(choice.name, (note, *choice.notes))
+    if kind is InstanceKind.GPU and not machine.gpus:
+        raise LoadError(
+            "instance_group asks for KIND_GPU, but no NVIDIA GPU is visible to this process; set KIND_CPU or KIND_AUTO"
+        )
+    notes: list[str] = []
+    if kind is not InstanceKind.CPU and machine.gpus:
+        if machine.gpu_engines:
+            return _first(_GPU_RANKING, machine.gpu_engines, "GPU")
+        if kind is InstanceKind.GPU:
+            raise LoadError(f"no engine for GPUs is installed: {_MENDS[_GPU_RANKING[0]]}")
+        notes.append(f"there is a GPU, but no engine for it is installed: {_MENDS[_GPU_RANKING[0]]}")
+    choice = _first(_cpu_ranking(machine, precision), machine.engines, "CPU")
+    return Choice(choice.name, (*notes, *choice.notes))
 
-
-NO_GPU = "instance_group asks for KIND_GPU, but no NVIDIA GPU is visible to this process; set KIND_CPU or KIND_AUTO"
 
 _GPU_RANKING = ("pytorch", "onnxruntime")
 _PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
-_EXTRAS = {"onnxruntime": "server", "openvino": "openvino", "pytorch": "torch"}
+_MENDS = {
+    "onnxruntime": "pip install 'trivec[server]'",
+    "openvino": "pip install 'trivec[openvino]'",
+    "pytorch": "pip install 'trivec[torch]'",
+}
 
 
-def _cpu_ranking(precision: str | None) -> tuple[str, ...]:
+def _cpu_ranking(machine: Machine, precision: str | None) -> tuple[str, ...]:
     if precision == "int8":
         return ("openvino", "onnxruntime")
-    if cpu_has_bfloat16() and precision in (None, "bfloat16"):
+    if machine.cpu_has_bfloat16 and precision in (None, "bfloat16"):
         return ("openvino", "pytorch", "onnxruntime")
     return ("openvino", "onnxruntime", "pytorch")
 
 
-def _cpu_name() -> str:
-    return "CPU, which has bfloat16 instructions" if cpu_has_bfloat16() else "CPU"
-
-
-def _installed(engine: str, *, on_gpu: bool) -> bool:
-    if on_gpu and engine == "onnxruntime":
-        return _has_distribution("onnxruntime-gpu")
-    return find_spec(_PACKAGES[engine]) is not None
+def _first(ranking: tuple[str, ...], installed: frozenset[str], place: str) -> Choice:
+    for position, name in enumerate(ranking):
+        if name in installed:
+            better = [f"{each} would be faster: {_MENDS[each]}" for each in ranking[:position]]
+            return Choice(
+                name, (f"backend auto: {name}, the fastest engine for this {place} that is installed", *better)
+            )
+    raise LoadError(f"no engine is installed: {_MENDS[ranking[0]]}")
 
 
 def _has_distribution(name: str) -> bool:
@@ -145,9 +171,3 @@ def _has_distribution(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _mend(engine: str, *, on_gpu: bool) -> str:
-    if on_gpu and engine == "onnxruntime":
-        return "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-    return f"pip install 'trivec[{_EXTRAS[engine]}]'"

@@ -12,7 +12,7 @@ from trivec_server.backends.interface import EngineFactory, EngineInfo, EngineRe
 from trivec_server.backends.worker import start_worker
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
-from trivec_server.repository.engines import AUTO, choose_engine
+from trivec_server.repository.engines import AUTO, choose_engine, this_machine
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
@@ -95,7 +95,7 @@ def _choose(
     name = settings.backend
     notes: tuple[str, ...] = ()
     if name == AUTO:
-        choice = choose_engine(_kind(settings), exported_for, settings.precision)
+        choice = choose_engine(this_machine(), _kind(settings), exported_for, settings.precision)
         name, notes = choice.name, choice.notes
     factory = engines.get(name)
     if factory is None:
