@@ -91,9 +91,9 @@ $(MINI): | .venv/.serve
 # Without isolation the build uses the pinned setuptools, too.
 .venv/.serve: pyproject.toml constraints.txt .venv/bin/python
 	@tools/make_venv.sh $(PYTHON) .venv
-	@echo "Installing what Trivec needs into .venv: about 200 MB, once."
+	@echo "Installing what Trivec needs into .venv: about 400 MB, once."
 	@$(INSTALL) setuptools
-	@$(INSTALL) --no-build-isolation -e '.[server,mini,progress]'
+	@$(INSTALL) --no-build-isolation -e '.[server,openvino,mini,progress]'
 	@touch $@
 
 .venv/.test: .venv/.serve
@@ -112,7 +112,7 @@ $(MINI): | .venv/.serve
 	@echo "Installing torch and FlagEmbedding into .venv-torch: some gigabytes, once."
 	@$(INSTALL_TORCH) setuptools torch
 	@$(INSTALL_TORCH) FlagEmbedding
-	@$(INSTALL_TORCH) --no-build-isolation -e '.[test]'
+	@$(INSTALL_TORCH) --no-build-isolation -e '.[test,flagembedding]'
 	@touch $@
 
 .venv-stubs/.ready: constraints-stubs.txt .venv-stubs/bin/python

@@ -119,6 +119,7 @@ def test_every_subject_is_checked(examine: Doctor, repository: Path, monkeypatch
         "packages",
         "extras",
         "engine onnxruntime",
+        "engine openvino",
         "cpu",
         "environment",
         "gRPC port",

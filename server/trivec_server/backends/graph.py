@@ -13,37 +13,65 @@ from onnx import TensorProto, helper
 
 from trivec_server.backends.graph_encoder import Encoder
 from trivec_server.backends.graph_heads import Heads
-from trivec_server.backends.graph_nodes import DATA_FILE, GraphNodes
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, TensorSource, render_specs
+from trivec_server.backends.graph_nodes import CONTRIB, DATA_FILE, DataAlreadyThere, GraphNodes
+from trivec_server.backends.graph_spec import (
+    PORTABLE,
+    EncoderSpec,
+    GraphForm,
+    HeadsSpec,
+    TensorSource,
+    render_specs,
+)
 from trivec_server.backends.graph_weights import GraphWeights
 
 MODEL_FILE = "model.onnx"
+
+ARITHMETIC_KEY = "trivec.arithmetic"
+"""In the metadata of a graph that does not compute in float32: what its layers are computed in."""
 
 OPSET = 18
 IR_VERSION = 8
 
 
-def write_graph(directory: Path, spec: EncoderSpec, tensors: TensorSource, heads: HeadsSpec) -> None:
+def write_graph(
+    directory: Path, spec: EncoderSpec, tensors: TensorSource, heads: HeadsSpec, form: GraphForm = PORTABLE
+) -> None:
     """
     Writes `model.onnx` and its weights, `model.onnx.data`, into a directory that exists.
 
     Tensors are asked for one at a time, in the order of the graph; at most one is in memory, and one block of its
-    converted copy.
+    converted copy; with int8, one matrix in float32 and its rounded copy. A graph of another arithmetic than float32
+    does not say what encoder its weights belong to, since they are no longer fit to make other versions of.
 
     Raises:
         LoadError: a tensor is missing, not finite, or of another shape or type than `spec` and `heads` say.
         OSError: a file cannot be written.
     """
     with (directory / DATA_FILE).open("wb") as data:
-        model = _build(GraphNodes(data), spec, tensors, heads)
-    helper.set_model_props(model, _metadata(spec, heads))
-    (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        model = _build(GraphNodes(data), spec, tensors, heads, form)
+    _write_model(directory / MODEL_FILE, model, _metadata(spec, heads, form))
 
 
-def _build(nodes: GraphNodes, spec: EncoderSpec, tensors: TensorSource, heads_spec: HeadsSpec) -> onnx.ModelProto:
+def write_graph_beside(path: Path, spec: EncoderSpec, tensors: TensorSource, heads: HeadsSpec, form: GraphForm) -> None:
+    """
+    Writes a second graph of the weights that `write_graph` has written, in another form of the same arithmetic. It
+    reads the same `model.onnx.data`. Raises as `write_graph`.
+    """
+    model = _build(GraphNodes(DataAlreadyThere()), spec, tensors, heads, form)
+    _write_model(path, model, _metadata(spec, heads, form))
+
+
+def _write_model(path: Path, model: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _build(
+    nodes: GraphNodes, spec: EncoderSpec, tensors: TensorSource, heads_spec: HeadsSpec, form: GraphForm
+) -> onnx.ModelProto:
     weights = GraphWeights(nodes, tensors, spec.precision)
-    hidden = Encoder(nodes, spec, weights).write()
-    heads = Heads(nodes, spec, heads_spec, weights)
+    hidden = Encoder(nodes, spec, weights, form).write()
+    heads = Heads(nodes, spec, heads_spec, weights, flags=form.flags)
     heads.write(hidden)
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
@@ -52,19 +80,25 @@ def _build(nodes: GraphNodes, spec: EncoderSpec, tensors: TensorSource, heads_sp
     graph = helper.make_graph(
         nodes.nodes, "trivec", inputs + heads.flag_infos(), heads.output_infos(), nodes.initializers
     )
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, producer_name="trivec", ir_version=IR_VERSION, opset_imports=[opset])
+    opsets = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == CONTRIB for node in nodes.nodes):
+        opsets.append(helper.make_opsetid(CONTRIB, 1))
+    return helper.make_model(graph, producer_name="trivec", ir_version=IR_VERSION, opset_imports=opsets)
 
 
-def _metadata(spec: EncoderSpec, heads: HeadsSpec) -> dict[str, str]:
+def _metadata(spec: EncoderSpec, heads: HeadsSpec, form: GraphForm) -> dict[str, str]:
+    computes_in_float32 = form.arithmetic == "float32"
     values = {
         "architecture": spec.architecture,
         "pooling": spec.pooling,
-        "precision": spec.precision,
+        "precision": spec.precision if computes_in_float32 else form.arithmetic,
         "vocabulary_size": spec.vocabulary_size,
         "dense_dimension": spec.hidden,
         "multi_vector_dimension": heads.multi_vector_dimension,
         "max_tokens": spec.max_tokens,
         "modes": "dense,sparse,multi_vector",
     }
-    return {f"trivec.{name}": str(value) for name, value in values.items()} | render_specs(spec, heads)
+    metadata = {f"trivec.{name}": str(value) for name, value in values.items()}
+    if computes_in_float32:
+        return metadata | render_specs(spec, heads)
+    return metadata | {ARITHMETIC_KEY: form.arithmetic}

@@ -19,7 +19,10 @@ NORM_EPS = 1e-12
 class Heads:
     """Writes the nodes of the heads. The formulas are those of FlagEmbedding 1.4.2, `m3/modeling.py`."""
 
-    def __init__(self, nodes: GraphNodes, spec: EncoderSpec, heads: HeadsSpec, weights: GraphWeights) -> None:
+    def __init__(
+        self, nodes: GraphNodes, spec: EncoderSpec, heads: HeadsSpec, weights: GraphWeights, *, flags: bool = True
+    ) -> None:
+        self._flags = flags
         self._nodes = nodes
         self._spec = spec
         self._heads = heads
@@ -30,7 +33,10 @@ class Heads:
         writers: tuple[Callable[[str], str], ...] = (self._dense, self._token_weights, self._multi_vector)
         for output, info, writer in zip(OUTPUTS, self.output_infos(), writers, strict=True):
             with self._nodes.scope(output):
-                self._write_optional(info, hidden, writer)
+                if self._flags:
+                    self._write_optional(info, hidden, writer)
+                else:
+                    self._nodes.add("Identity", writer(hidden), output=output)
 
     def output_infos(self) -> list[onnx.ValueInfoProto]:
         """Name, type and shape of each output."""
@@ -46,7 +52,9 @@ class Heads:
         ]
 
     def flag_infos(self) -> list[onnx.ValueInfoProto]:
-        """Name, type and shape of each flag."""
+        """Name, type and shape of each flag; none for a graph without them."""
+        if not self._flags:
+            return []
         return [helper.make_tensor_value_info(flag_of(output), TensorProto.BOOL, []) for output in OUTPUTS]
 
     def _write_optional(self, info: onnx.ValueInfoProto, hidden: str, writer: Callable[[str], str]) -> None:

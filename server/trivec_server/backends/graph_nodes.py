@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,6 +23,44 @@ BLOCK_ELEMENTS = 1 << 22
 Attribute: TypeAlias = int | float | str | Sequence[int] | onnx.GraphProto | TensorProto
 
 
+CONTRIB = "com.microsoft"
+"""The domain of the operators that only ONNX Runtime has."""
+
+
+class DataFile(Protocol):
+    """Where weights are written to."""
+
+    def tell(self) -> int:
+        """The offset in bytes at which the next write goes."""
+
+    def seek(self, offset: int, /) -> int:
+        """Moves on to an offset."""
+
+    def write(self, block: memoryview, /) -> int:
+        """Writes all of a block."""
+
+
+class DataAlreadyThere:
+    """Takes the place of a data file that another graph of the same weights has written."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+
+    def tell(self) -> int:
+        """As `DataFile.tell`."""
+        return self._offset
+
+    def seek(self, offset: int, /) -> int:
+        """As `DataFile.seek`."""
+        self._offset = offset
+        return offset
+
+    def write(self, block: memoryview, /) -> int:
+        """Writes nothing."""
+        self._offset += block.nbytes
+        return block.nbytes
+
+
 class GraphNodes:
     """
     Collects the nodes and weights of a graph and the nodes of the subgraphs inside it.
@@ -31,7 +69,7 @@ class GraphNodes:
     smaller ones and constants stay in the model file.
     """
 
-    def __init__(self, data: BinaryIO) -> None:
+    def __init__(self, data: DataFile) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._data = data
@@ -62,9 +100,10 @@ class GraphNodes:
         return ".".join([*self._scopes, f"{stem}_{next(self._numbers)}"])
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Attribute) -> str:
-        """Adds a node with one output; returns the output's name."""
-        name = output or self.name(operator.lower())
-        node = helper.make_node(operator, inputs, [name], name=name)
+        """Adds a node with one output; returns the output's name. CONTRIB operators are named with their domain."""
+        domain, _, kind = operator.rpartition(".")
+        name = output or self.name(kind.lower())
+        node = helper.make_node(kind, inputs, [name], name=name, domain=domain or None)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
         return name

@@ -8,6 +8,9 @@ from trivec_server.backends.graph_nodes import GraphNodes
 from trivec_server.backends.graph_spec import Precision, TensorSource
 from trivec_server.errors import LoadError
 
+INT8_MOST = 127
+"""The largest whole number that a rounded weight or activation is; the smallest is -127."""
+
 
 class GraphWeights:
     """
@@ -29,9 +32,38 @@ class GraphWeights:
         product = self._nodes.add("MatMul", x, self.to_float32(stored))
         return self._nodes.add("Add", product, self.vector(f"{prefix}.bias", outputs))
 
-    def vector(self, name: str, size: int) -> str:
-        """A vector, always float32."""
-        return self._nodes.weight(name, self._checked(name, (size,)), np.float32)
+    def half_linear(self, x: str, prefix: str, inputs: int, outputs: int) -> str:
+        """As `linear`, all in float16."""
+        name = f"{prefix}.weight"
+        stored = self._nodes.weight(name, self._checked(name, (outputs, inputs)).T, np.float16)
+        return self._nodes.add(
+            "Add", self._nodes.add("MatMul", x, stored), self.vector(f"{prefix}.bias", outputs, np.float16)
+        )
+
+    def int8_matrix(self, name: str, outputs: int, inputs: int) -> tuple[str, str]:
+        """
+        A linear weight as int8 [inputs, outputs], rounded to -127 to 127, and a float32 scale for each output.
+        """
+        weight = np.asarray(self._checked(name, (outputs, inputs)), np.float32)
+        largest = np.abs(weight).max(axis=1)
+        if not np.isfinite(largest).all():
+            raise LoadError(f"tensor {name}: a value is not finite")
+        scales = np.where(largest > 0, largest / INT8_MOST, 1).astype(np.float32)
+        rounded = np.rint(weight / scales[:, None])
+        stored = self._nodes.weight(name, np.clip(rounded, -INT8_MOST, INT8_MOST).T, np.int8)
+        return stored, self._nodes.weight(f"{name}_scale", scales, np.float32)
+
+    def layer_norm(
+        self, x: str, prefix: str, size: int, epsilon: float, number: type[np.float32 | np.float16] = np.float32
+    ) -> str:
+        """The layer norm of x, [..., size], of the type `number`."""
+        scale = self.vector(f"{prefix}.weight", size, number)
+        bias = self.vector(f"{prefix}.bias", size, number)
+        return self._nodes.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+
+    def vector(self, name: str, size: int, number: type[np.float32 | np.float16] = np.float32) -> str:
+        """A vector, float32 unless said otherwise, whatever the graph's precision."""
+        return self._nodes.weight(name, self._checked(name, (size,)), number)
 
     def first_row(self, name: str, columns: int) -> str:
         """The first row of a matrix with any number of rows, always float32."""

@@ -15,6 +15,9 @@ from trivec_server.doctor.finding import Finding, Status
 _DISTRIBUTION = "trivec"
 _PIP = f"{sys.executable} -m pip"
 _EXTRA_PURPOSES = {
+    "openvino": "the engine `openvino`",
+    "torch": "the engine `pytorch`",
+    "flagembedding": "the engine `flagembedding`, the reference",
     "mini": "`trivec pull m3-mini`",
     "progress": "progress bars",
     "parquet": "`trivec embed` to Parquet",
@@ -23,8 +26,13 @@ _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 """Distributions that all bring the package `onnxruntime`, and overwrite each other's files."""
 
 _ENGINE_PROBES = {
-    "onnxruntime": "import onnxruntime as o; print(o.__version__, 'with', ', '.join(o.get_available_providers()))"
+    "onnxruntime": "import onnxruntime as o; print(o.__version__, 'with', ', '.join(o.get_available_providers()))",
+    "openvino": "import openvino as o; print(o.__version__, 'with', ', '.join(o.Core().available_devices))",
+    "torch": "import torch as t; print(t.__version__, 'with', f'{t.cuda.device_count()} CUDA GPUs')",
 }
+"""By the package that each engine needs: what prints its version and devices."""
+
+_NEEDED_ENGINE = "onnxruntime"
 _PROBE_TIMEOUT_S = 120
 
 
@@ -57,7 +65,8 @@ def check_engines() -> list[Finding]:
     The engines' libraries can be imported. Each is tried in a process of its own: one that was built for another CPU
     ends the process.
     """
-    return [*_onnxruntime_twins(), *(_probe(engine, code) for engine, code in _ENGINE_PROBES.items())]
+    wanted = [name for name in _ENGINE_PROBES if name == _NEEDED_ENGINE or _installed(name) is not None]
+    return [*_onnxruntime_twins(), *(_probe(name, _ENGINE_PROBES[name]) for name in wanted)]
 
 
 def _onnxruntime_twins() -> list[Finding]:
