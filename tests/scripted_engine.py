@@ -52,6 +52,7 @@ class Script:
     pads: bool = True
     token_budget: int = 4096
     device: str = "cpu"
+    notes: tuple[str, ...] = ()
     built: int = 0
     closed: int = 0
 
@@ -92,6 +93,7 @@ class ScriptedEngine:
             pooling="cls",
             pads=self._script.pads,
             token_budget=self._script.token_budget,
+            notes=self._script.notes,
         )
 
     def run(self, batch: TokenBatch, modes: Mode, *, half: bool = False) -> EngineOutput:

@@ -94,7 +94,7 @@ def _model_row(model: ModelInfo) -> tuple[str, ...]:
         f"{model.dense_dimension}/{model.multi_vector_dimension}",
         str(model.limits.max_tokens),
         ",".join(model.modes),
-        model.state_reason or ("for demonstration" if model.demonstration else ""),
+        "; ".join(filter(None, (model.state_reason, "for demonstration" if model.demonstration else "", *model.notes))),
     )
 
 

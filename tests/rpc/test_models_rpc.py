@@ -151,3 +151,16 @@ async def test_a_model_without_a_version_does_not_take_the_default_away(tmp_path
     (repository / "stray").mkdir()
     async with running_server(repository, Script()) as server:
         assert (await server.stub.Embed(pb.EmbedRequest(texts=["w10"]))).model == "small"
+
+
+async def test_what_was_chosen_or_could_be_better_is_noted(tmp_path: Path) -> None:
+    script = Script(notes=("KIND_AUTO: there is no GPU, so it runs on the CPU",))
+    async with running_server(make_repository(tmp_path), script) as server:
+        model = (await server.stub.GetModel(pb.GetModelRequest())).model
+        assert list(model.notes) == ["KIND_AUTO: there is no GPU, so it runs on the CPU"]
+
+
+async def test_the_engine_of_a_version_is_a_metric(tmp_path: Path) -> None:
+    async with running_server(make_repository(tmp_path), Script()) as server:
+        labels = {"model": "small", "version": "1", "engine": "scripted", "device": "cpu", "precision": "float32"}
+        assert server.metric("trivec_model_info", **labels) == 1

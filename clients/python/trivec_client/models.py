@@ -64,6 +64,7 @@ class ModelInfo:
     pooling: str
     query_prefix: str
     passage_prefix: str
+    notes: tuple[str, ...] = ()
 
 
 def parse_model(model: pb.Model) -> ModelInfo:
@@ -98,6 +99,7 @@ def parse_model(model: pb.Model) -> ModelInfo:
         pooling=model.pooling,
         query_prefix=model.query_prefix,
         passage_prefix=model.passage_prefix,
+        notes=tuple(model.notes),
     )
 
 
