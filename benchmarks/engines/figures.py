@@ -1,0 +1,71 @@
+"""The figures that a benchmark prints last, out of its results."""
+
+import statistics
+
+from benchmarks.engines.flops import EncoderShape
+from benchmarks.engines.results import Latency, Results, SystemResult, best_of, ratio
+
+DIRECT_SUFFIX = ", called directly"
+_FLAGEMBEDDING = "FlagEmbedding"
+_SENTENCE_TRANSFORMERS = "sentence-transformers"
+_TRITON = "Triton"
+
+
+def cpu_figures(results: Results, shape: EncoderShape, mixed_lengths: list[int]) -> dict[str, float]:
+    """What `make bench-cpu` reports of the engine that `auto` chooses; what was not measured is left out."""
+    chosen = results.system(results.chosen)
+    figures: dict[str, float | None] = {}
+    if chosen is not None and chosen.tokens_per_s is not None:
+        figures["cpu_mixed_tokens_per_s"] = chosen.tokens_per_s
+        figures["cpu_mixed_vs_flagembedding"] = _versus(results, chosen, _FLAGEMBEDDING)
+        figures["cpu_mixed_vs_sentence_transformers"] = _versus(results, chosen, _SENTENCE_TRANSFORMERS)
+        figures["cpu_mixed_vs_best_other"] = _versus_best_other(results, chosen)
+        figures["cpu_mixed_vs_triton"] = _versus(results, chosen, _TRITON)
+        figures["cpu_share_of_matmul"] = _share_of_matmul(results, chosen, shape, mixed_lengths)
+        figures["cpu_grpc_vs_direct"] = _versus(results, chosen, chosen.name + DIRECT_SUFFIX)
+    characters = latency_of(results, results.chosen, "100 characters")
+    if characters is not None:
+        figures["cpu_p99_100_chars_s"] = characters.p99_s
+    short = latency_of(results, results.chosen, "short")
+    bare = latency_of(results, results.chosen + DIRECT_SUFFIX, "short")
+    if short is not None and bare is not None:
+        figures["cpu_short_p50_vs_bare"] = short.p50_s / bare.p50_s
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def latency_of(results: Results, system: str, what: str) -> Latency | None:
+    """One system's latencies with one kind of text."""
+    return next((each for each in results.latencies if (each.system, each.what) == (system, what)), None)
+
+
+def share_of_rate(tokens_per_s: float, shape: EncoderShape, lengths: list[int], flops_per_s: float) -> float:
+    """The arithmetic that texts of these lengths need, at this speed, over a rate."""
+    return tokens_per_s * shape.flops(lengths) / sum(lengths) / flops_per_s
+
+
+def _versus(results: Results, chosen: SystemResult, other: str) -> float | None:
+    found = results.system(other)
+    return None if found is None else ratio(chosen.rates, found.rates)
+
+
+def _versus_best_other(results: Results, chosen: SystemResult) -> float | None:
+    """Of the peers other than those with a figure of their own for being the reference."""
+    others = [
+        each
+        for each in results.systems
+        if not each.name.startswith("trivec") and each.name not in (_FLAGEMBEDDING, _SENTENCE_TRANSFORMERS)
+    ]
+    best = best_of(others)
+    return None if best is None else ratio(chosen.rates, best.rates)
+
+
+def _share_of_matmul(results: Results, chosen: SystemResult, shape: EncoderShape, lengths: list[int]) -> float | None:
+    """In the precision of the engine's matrix products; int8 is held against bfloat16, which it is mixed with."""
+    precision = next((each for each in ("float32", "bfloat16", "float16") if each in chosen.settings), "bfloat16")
+    rates = results.matmul.get(precision, [])
+    shares = [
+        share_of_rate(tokens_per_s, shape, lengths, flops_per_s)
+        for tokens_per_s, flops_per_s in zip(chosen.rates, rates, strict=False)
+        if tokens_per_s is not None
+    ]
+    return statistics.median(shares) if shares else None
