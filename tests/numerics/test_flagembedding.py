@@ -13,6 +13,7 @@ from trivec_server.serving.tokenizer import Tokenizer
 from trivec_server.serving.word_cache import unpack_ids
 from trivec_server.types import InputType, InstanceKind, Mode
 
+from tests.model_settings import set_backend
 from tests.numerics import grpc_calls, texts
 from tests.numerics.agreement import embed_sequences
 from tests.numerics.conftest import RandomModel, pull
@@ -70,14 +71,11 @@ def test_it_agrees_with_onnxruntime(shape: ModelShape, repository: Path) -> None
 
 def test_served_it_answers_what_onnxruntime_answers(tiny_version: Path) -> None:
     answers = []
-    config = tiny_version.parent / "config.pbtxt"
-    original = config.read_text(encoding="utf-8")
     for name in ("onnxruntime", "flagembedding"):
-        config.write_text(original.replace('backend: "onnxruntime"', f'backend: "{name}"'), encoding="utf-8")
+        set_backend(tiny_version.parent, name)
         with serve(tiny_version.parents[1]) as server, grpc_calls.connect(server.target) as stub:
             answers.append(grpc_calls.embed(stub, grpc_calls.embed_request("tiny", ["hello the world"])))
             assert stub.GetModel(pb.GetModelRequest(model="tiny")).model.engine == name
-    config.write_text(original, encoding="utf-8")
 
     compare_embeddings(answers[1], answers[0], ["hello the world"], tolerance=1e-5).check()
 

@@ -25,13 +25,13 @@ def test_a_rendered_config_is_read_back_without_a_warning(tmp_path: Path) -> Non
     path.write_text(render_config("m", MODEL, query_prefix="query: ", passage_prefix="passage: "), encoding="utf-8")
     settings = read_model_config(path, "m")
     assert settings.warnings == ()
-    assert (settings.name, settings.backend) == ("m", "onnxruntime")
+    assert (settings.name, settings.backend) == ("m", "auto")
     assert (settings.dense_dimension, settings.multi_vector_dimension) == (384, 128)
     assert settings.declared_modes == Mode.HYBRID
     assert (settings.pooling, settings.max_tokens, settings.precision) == ("mean", 512, None)
     assert (settings.query_prefix, settings.passage_prefix) == ("query: ", "passage: ")
     assert settings.score_weights == ScoreWeights(1, 1, 1)
-    assert settings.instance_groups == (InstanceGroup(kind=InstanceKind.CPU, count=1),)
+    assert settings.instance_groups == (InstanceGroup(kind=InstanceKind.AUTO, count=1),)
 
 
 @pytest.mark.parametrize("name", ["嵌入 模型", 'a "quoted" name', "back\\slash", "it's {ours}"])

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from trivec_server.backends.onnxruntime import build_onnxruntime
 from trivec_server.errors import CommandError
+from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import load_version
 from trivec_server.repository.manifest import Source, read_manifest, verify_files
 from trivec_server.repository.model_config import read_model_config
@@ -135,7 +135,7 @@ def test_a_pulled_model_passes_the_check_that_ends_loading(pulls: Pulls) -> None
     assert {path.name for path in model_dir.iterdir()} == {"1", "config.pbtxt"}
     settings = read_model_config(model_dir / "config.pbtxt", "tiny-m3")
     assert settings.warnings == ()
-    loaded = load_version(ModelVersion("tiny-m3", 1), model_dir / "1", settings, {"onnxruntime": build_onnxruntime})
+    loaded = load_version(ModelVersion("tiny-m3", 1), model_dir / "1", settings, ENGINES)
     for device in loaded.devices:
         device.close()
     assert loaded.manifest.source == Source(kind="hub", name=MODEL, revision=COMMIT)

@@ -72,7 +72,10 @@ def write_stored_model(directory: Path, model: StoredModel, precision: Precision
                 raise LoadError(f"tensor {name}: a value is not finite or too large for {precision}")
         tensors[name] = np.ascontiguousarray(array)
     encoder = replace(model.encoder, precision=precision)
-    save_file(tensors, directory / SAFETENSORS_FILE, metadata=render_specs(encoder, model.heads))
+    path = directory / SAFETENSORS_FILE
+    save_file(tensors, path, metadata=render_specs(encoder, model.heads))
+    # The library makes a file for its owner alone; whoever may read the repository may read its other files, too.
+    path.chmod(0o644)
 
 
 def _open_safetensors(path: Path) -> StoredModel:

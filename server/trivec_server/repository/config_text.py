@@ -13,6 +13,12 @@ dynamic_batching {
 """
 
 _INSTANCE_GROUP = """\
+# One engine: on the first GPU if there is one that the engine can use, else on the CPU. KIND_GPU: on every GPU.
+instance_group [
+  { count: 1, kind: KIND_AUTO }
+]
+"""
+_DEMONSTRATION_INSTANCE_GROUP = """\
 # One engine on the CPU. A higher count runs more engines, each with weights of its own.
 instance_group [
   { count: 1, kind: KIND_CPU }
@@ -29,8 +35,14 @@ def render_config(name: str, model: ModelFacts, *, query_prefix: str = "", passa
     The precision is left out: each version's manifest states its own, so that versions can differ in it.
     """
     settings = "".join(_render_parameters(model, query_prefix, passage_prefix))
-    return "\n".join((_render_head(name, model), _BATCHING, _INSTANCE_GROUP, settings))
+    group = _DEMONSTRATION_INSTANCE_GROUP if model.demonstration else _INSTANCE_GROUP
+    return "\n".join((_render_head(name, model), _BATCHING, group, settings))
 
+
+def _backend(model: ModelFacts) -> str:
+    if model.demonstration:
+        return 'backend: "onnxruntime"'
+    return '# The engine that is fastest on the machine, of those installed; docs/engines.md lists them.\nbackend: "auto"'
 
 def _render_head(name: str, model: ModelFacts) -> str:
     subject = f"{name}, the demonstration model," if model.demonstration else "this model"
@@ -39,7 +51,7 @@ def _render_head(name: str, model: ModelFacts) -> str:
 # How {subject} is served. The fields are Triton's ModelConfig;
 # docs/model-repository.md lists those that count.{card}
 name: {_quoted(name)}
-backend: "onnxruntime"
+{_backend(model)}
 # The most texts in one batch.
 max_batch_size: 64
 
