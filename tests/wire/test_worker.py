@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import select
 import signal
 import threading
@@ -39,6 +40,9 @@ def repository(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     model = repository / "m3-mini"
     model.mkdir()
     config = (mini_repository / "m3-mini" / "config.pbtxt").read_text(encoding="utf-8")
+    # In float32 the numbers of a text depend little on the batch that it is in.
+    config, found = re.subn(r'^backend: "\w+"', 'backend: "onnxruntime"', config, flags=re.MULTILINE)
+    assert found == 1
     (model / "config.pbtxt").write_text(config + IN_A_PROCESS, encoding="utf-8")
     (model / "1").symlink_to((mini_repository / "m3-mini" / "1").resolve())
     return repository
