@@ -20,7 +20,7 @@ from trivec_server.backends.graph_spec import EncoderSpec
 from trivec_server.backends.hardware import cpu_has_bfloat16, threads_per_instance
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.backends.openvino_files import BIN_FILE, XML_FILE, OpenedFiles, read_files
-from trivec_server.backends.openvino_graph import WeightType, write_openvino
+from trivec_server.backends.openvino_graph import WeightType, keep_halves, write_openvino
 from trivec_server.backends.openvino_packing import pack
 from trivec_server.backends.openvino_tables import Tables
 from trivec_server.backends.stored_model import open_stored_model
@@ -90,6 +90,7 @@ def _compile(request: EngineRequest, threads: int) -> _Compiled:
         precision = _own_precision(request.precision)
         files = _in_memory(request.version_dir, precision)
         notes = (_IN_MEMORY_NOTE,)
+    keep_halves(files.model)
     config = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
