@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
+from trivec_server.backends.interface import Engine, EngineInfo, EngineLost, EngineOutput, EngineRequest, TokenBatch
+from trivec_server.errors import LoadError
 from trivec_server.types import Mode
 
 DIMENSION = 8
@@ -38,7 +39,7 @@ def expected_multi_vector(ids: list[int]) -> NDArray[np.float32]:
 @dataclass
 class Script:
     """
-    What the engines do. `gate`, while cleared, holds every batch, `building` every engine's construction;
+    What the engines do. `gate`, while cleared, holds every batch, `building` every engine's construction, of which the next `build_failures` die;
     `before_run` may raise; `batches` are seen.
     """
 
@@ -54,6 +55,7 @@ class Script:
     device: str = "cpu"
     notes: tuple[str, ...] = ()
     built: int = 0
+    build_failures: int = 0
     closed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,9 @@ class Script:
     def build(self, request: EngineRequest) -> Engine:
         """The engine's factory."""
         self.building.wait()
+        if self.build_failures:
+            self.build_failures -= 1
+            raise LoadError("the engine's process ended while it was built") from EngineLost("killed by signal 9")
         self.built += 1
         return ScriptedEngine(self)
 

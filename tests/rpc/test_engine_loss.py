@@ -150,3 +150,21 @@ async def test_lack_of_memory_lowers_the_budget_of_later_batches(tmp_path: Path)
         script.forget()
         await embed(server, pb.EmbedRequest(texts=texts))
         assert max(len(batch.token_ids) for batch in script.batches) <= 16 * 62 * 0.75
+
+
+async def test_an_engine_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path: Path) -> None:
+    script = Script()
+    async with running_server(make_repository(tmp_path), script) as server:
+        script.before_run = dying(1)
+        script.build_failures = 1
+        await embed(server, pb.EmbedRequest(texts=["w20"]))
+        assert script.built == 2
+
+
+async def test_an_engine_that_dies_in_its_self_check_is_refused_with_the_reason(tmp_path: Path) -> None:
+    script = Script()
+    script.before_run = dying(1)
+    async with running_server(make_repository(tmp_path), script) as server:
+        model = (await server.stub.GetModel(pb.GetModelRequest())).model
+        assert model.state == pb.MODEL_STATE_UNAVAILABLE
+        assert model.state_reason == "the engine died while it was checked: killed by signal 9"

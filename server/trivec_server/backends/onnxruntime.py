@@ -1,77 +1,120 @@
 """
-The ONNX Runtime engine, on the CPU.
+The ONNX Runtime engine: CPU in float32 and int8, CUDA in float32 and float16, TensorRT.
 
 It runs the three-output graph that `graph.py` writes: `input_ids` and `attention_mask` int64 [B, T] and a flag per
 head in; `dense` [B, D], `token_weights` [B, T] and `multi_vector` [B, T - 1, D] out, all float32.
 """
 
 import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from trivec_server.backends.graph import MODEL_FILE
 from trivec_server.backends.graph_spec import flag_of
-from trivec_server.backends.hardware import threads_per_instance
+from trivec_server.backends.hardware import nvidia_gpu_count, threads_per_instance
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
+from trivec_server.backends.onnxruntime_export import TENSORRT_MODEL_FILE
+from trivec_server.backends.onnxruntime_graph import OUTPUT_NAMES, GraphDescription, read_description
+from trivec_server.backends.onnxruntime_providers import (
+    BatchLimits,
+    Machine,
+    Placement,
+    batch_limits,
+    check_precision,
+    place,
+    place_on_cpu,
+    provider_options,
+    tensorrt_cache_dir,
+)
+from trivec_server.backends.onnxruntime_session import (
+    DeviceRunner,
+    Feeds,
+    HostRunner,
+    Runner,
+    int8_products_are_exact,
+    open_session,
+    understood,
+)
 from trivec_server.errors import LoadError
 from trivec_server.types import PAD_TOKEN_ID, InstanceKind, Mode
 
-_CPU_TOKEN_BUDGET = 1024
 _TRIM_TOKENS = 256
 """Batches from this size on take so long that 2 ms for giving memory back do not count."""
 _LIBC = ctypes.CDLL(None)
-_OUTPUT_NAMES = {Mode.DENSE: "dense", Mode.SPARSE: "token_weights", Mode.MULTI_VECTOR: "multi_vector"}
-_REQUIRED_METADATA = (
-    "trivec.pooling",
-    "trivec.precision",
-    "trivec.vocabulary_size",
-    "trivec.dense_dimension",
-    "trivec.multi_vector_dimension",
+_OVERFLOWS = (
+    "this CPU adds int8 products in 16 bits, which can overflow: results may be further from float32 than the parity "
+    "report says; a CPU with VNNI, or a float32 version, does not have this"
 )
 
 
 def build_onnxruntime(request: EngineRequest) -> Engine:
     """
-    Opens `model.onnx` of a version directory.
+    Opens `model.onnx` of a version directory, or `model.tensorrt.onnx` for TensorRT.
 
     Raises:
-        LoadError: a GPU was asked for, or the graph is missing, damaged, or not one that Trivec wrote.
+        LoadError: the device, provider or precision asked for is not there, or the graph is missing, damaged, or not
+            one that Trivec wrote.
     """
-    if request.kind is InstanceKind.GPU:
-        raise LoadError("instance_group asks for KIND_GPU; the onnxruntime engine runs on the CPU: set KIND_CPU")
-    if request.device_index is not None:
-        raise LoadError("instance_group names `gpus`; the onnxruntime engine runs on the CPU: remove them")
+    description = read_description(request.version_dir / MODEL_FILE)
+    check_precision(request.precision, description.facts)
+    machine = Machine(available=tuple(onnxruntime.get_available_providers()), gpus=nvidia_gpu_count())
+    placement = place(request, description.facts, machine)
+    try:
+        return _build(request, description, placement)
+    except LoadError as error:
+        if placement.device == "cpu" or request.kind is not InstanceKind.AUTO or request.accelerator is not None:
+            raise
+        return _build(request, description, place_on_cpu(request, description.facts, machine, str(error)))
+
+
+def _build(request: EngineRequest, description: GraphDescription, placement: Placement) -> Engine:
+    limits = batch_limits(request, description.facts, placement)
+    path = request.version_dir / (TENSORRT_MODEL_FILE if placement.tensorrt else MODEL_FILE)
+    if not path.is_file():
+        raise LoadError(f"{path.name} is missing in {path.parent}; export the version again")
+    cache_dir = _cache_dir(description, placement, limits)
+    providers = provider_options(request, description.facts, placement, limits, cache_dir)
     threads = threads_per_instance(request.intra_op_threads, request.instances)
-    return OnnxRuntimeEngine(request.version_dir / "model.onnx", threads)
+    session = open_session(path, placement, providers, threads)
+    runner: Runner = HostRunner(session)
+    if placement.device != "cpu":
+        runner = DeviceRunner(session, placement.device, placement.device_index)
+    notes = placement.notes
+    if description.facts.arithmetic == "int8" and not int8_products_are_exact():
+        notes = (*notes, _OVERFLOWS)
+    info = replace(description.info, device=placement.name, token_budget=limits.token_budget, notes=notes)
+    flags = {each.name for each in session.get_overridable_initializers()}
+    return OnnxRuntimeEngine(info, runner, flags, limits)
+
+
+def _cache_dir(description: GraphDescription, placement: Placement, limits: BatchLimits) -> Path:
+    """Where TensorRT keeps its engines; made if it is used."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = tensorrt_cache_dir(user_cache, description.weights, limits)
+    if placement.tensorrt:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoadError(
+                f"{path}, for what TensorRT builds, cannot be made ({error}); set XDG_CACHE_HOME"
+            ) from error
+    return path
 
 
 class OnnxRuntimeEngine:
-    """A session on the CPU."""
+    """A session on a device."""
 
-    def __init__(self, path: Path, intra_op_threads: int) -> None:
-        if not path.is_file():
-            raise LoadError(f"{path.name} is missing in {path.parent}; pull the model again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = 1
-        # The heads' flags are inputs with defaults, of which ONNX Runtime would warn.
-        options.log_severity_level = 3
-        # Lengths vary too much for memory patterns to pay.
-        options.enable_mem_pattern = False
-        # Idle threads must leave their cores to the tokenizer and the event loop.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise LoadError(f"{path.name} cannot be loaded by ONNX Runtime ({reason}); pull the model again") from error
-        self._info = _read_info(self._session, path)
-        self._run_options = onnxruntime.RunOptions()
-        # Without this the arena would keep what the largest batch ever took; without an arena every run would ask the
-        # system for its memory piece by piece, which takes longer than the arithmetic of a long text.
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    def __init__(self, info: EngineInfo, runner: Runner, flags: set[str], limits: BatchLimits) -> None:
+        self._info = info
+        self._runner = runner
+        self._flags = flags
+        self._limits = limits
 
     @property
     def info(self) -> EngineInfo:
@@ -80,26 +123,36 @@ class OnnxRuntimeEngine:
 
     def run(self, batch: TokenBatch, modes: Mode, *, half: bool = False) -> EngineOutput:
         """
-        One forward pass over the padded batch. Vectors are float32 whatever `half` says: they are here already.
+        One forward pass over the padded batch. Vectors are float32 whatever `half` says.
 
         Raises:
             MemoryError: an allocation failed.
+            EngineLost: the GPU failed.
         """
+        parts = [self._run(part, modes) for part in _split(batch, self._limits.rows)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def close(self) -> None:
+        """Releases the session."""
+        del self._runner
+
+    def _run(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
         input_ids, attention_mask = _pad(batch)
-        wanted = [mode for mode in _OUTPUT_NAMES if mode in modes]
+        wanted = [mode for mode in OUTPUT_NAMES if mode in modes]
         # Not fetching an output does not keep ONNX Runtime from computing it; its flag does.
-        flags = {flag_of(name): np.asarray(mode in modes) for mode, name in _OUTPUT_NAMES.items()}
+        flags = {flag_of(name): np.asarray(mode in modes) for mode, name in OUTPUT_NAMES.items()}
+        feeds: Feeds = {name: value for name, value in flags.items() if name in self._flags}
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, **feeds}
         try:
-            arrays = self._session.run(
-                [_OUTPUT_NAMES[mode] for mode in wanted],
-                {"input_ids": input_ids, "attention_mask": attention_mask, **flags},
-                self._run_options,
-            )
+            arrays = self._runner.run([OUTPUT_NAMES[mode] for mode in wanted], feeds)
         except Exception as error:
-            if "allocate memory" in str(error) or "bad_alloc" in str(error):
-                raise MemoryError("ONNX Runtime could not allocate memory") from error
-            raise
-        if input_ids.size >= _TRIM_TOKENS:
+            meaning = understood(error)
+            if meaning is error:
+                raise
+            if isinstance(meaning, MemoryError):
+                self._runner.release_memory()
+            raise meaning from error
+        if input_ids.size >= _TRIM_TOKENS and self._info.device == "cpu":
             _give_memory_back()
         outputs: dict[Mode, NDArray[np.float32]] = dict(zip(wanted, arrays, strict=True))
         weights = outputs.get(Mode.SPARSE)
@@ -110,9 +163,25 @@ class OnnxRuntimeEngine:
             multi_vector=None if vectors is None else _unpadded(vectors, batch.lengths.tolist()),
         )
 
-    def close(self) -> None:
-        """Releases the session."""
-        del self._session
+
+def _split(batch: TokenBatch, rows: int | None) -> Iterator[TokenBatch]:
+    """The batch in parts of at most `rows` texts."""
+    count = len(batch.lengths)
+    bounds = np.concatenate([[0], np.cumsum(batch.lengths)])
+    for start in range(0, count, rows or count):
+        end = min(count, start + (rows or count))
+        yield TokenBatch(batch.token_ids[bounds[start] : bounds[end]], batch.lengths[start:end])
+
+
+def _joined(parts: list[EngineOutput]) -> EngineOutput:
+    dense = [part.dense for part in parts if part.dense is not None]
+    weights = [part.token_weights for part in parts if part.token_weights is not None]
+    vectors = [part.multi_vector for part in parts if part.multi_vector is not None]
+    return EngineOutput(
+        dense=np.concatenate(dense) if dense else None,
+        token_weights=np.concatenate(weights) if weights else None,
+        multi_vector=[each for part in vectors for each in part] if vectors else None,
+    )
 
 
 def _give_memory_back() -> None:
@@ -136,31 +205,3 @@ def _pad(batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     input_ids = np.full(shape, PAD_TOKEN_ID, np.int64)
     input_ids[mask] = batch.token_ids
     return input_ids, mask.astype(np.int64)
-
-
-def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
-    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-    missing = [key for key in _REQUIRED_METADATA if key not in metadata]
-    outputs = {output.name for output in session.get_outputs()}
-    modes = Mode(0)
-    for mode, name in _OUTPUT_NAMES.items():
-        if name in outputs:
-            modes |= mode
-    if missing or modes != Mode.HYBRID:
-        wanted = ", ".join(_OUTPUT_NAMES.values())
-        raise LoadError(
-            f"{path.name} is not a graph written by `trivec pull`: it must have the outputs {wanted} (found "
-            f"{', '.join(sorted(outputs))}) and Trivec's metadata; pull the model again"
-        )
-    return EngineInfo(
-        engine="onnxruntime",
-        device="cpu",
-        precision="float32",
-        modes=modes,
-        dense_dimension=int(metadata["trivec.dense_dimension"]),
-        multi_vector_dimension=int(metadata["trivec.multi_vector_dimension"]),
-        vocabulary_size=int(metadata["trivec.vocabulary_size"]),
-        pooling=metadata["trivec.pooling"],
-        pads=True,
-        token_budget=_CPU_TOKEN_BUDGET,
-    )

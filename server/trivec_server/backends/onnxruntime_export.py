@@ -33,6 +33,4 @@ def export_onnxruntime(model: StoredModel, target_dir: Path, precision: str) -> 
     form = {"float32": PORTABLE, "float16": CUDA_FLOAT16, "int8": CPU_INT8}[precision]
     write_graph(target_dir, encoder, model.tensors, model.heads, form)
     if precision == "float16":
-        write_graph_beside(
-            target_dir / TENSORRT_MODEL_FILE, encoder, model.tensors, model.heads, TENSORRT_FLOAT16
-        )
+        write_graph_beside(target_dir / TENSORRT_MODEL_FILE, encoder, model.tensors, model.heads, TENSORRT_FLOAT16)

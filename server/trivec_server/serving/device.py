@@ -120,6 +120,8 @@ class Device:
                 batch, modes, result = self._checks.pop(0)
             try:
                 result.set_result(engine.run(batch, modes))
+            except EngineLost as loss:
+                result.set_exception(LoadError(f"the engine died while it was checked: {loss}"))
             except Exception as error:  # noqa: BLE001 - `run_once` raises it where it is awaited
                 result.set_exception(error)
 
@@ -197,7 +199,6 @@ class _Serving:
                 self._again.append(replace(batch, is_retry=True))
         self._tell(self._owner.device_lost)
         self._close_engine()
-        self._fruitless_restarts += 1
         try:
             engine = self._build_again()
         except BaseException:
@@ -218,9 +219,17 @@ class _Serving:
 
     def _build_again(self) -> Engine:
         """Another engine of the same kind: KIND_AUTO may find another device, but numbers do not change on the way."""
-        if self._fruitless_restarts > _FRUITLESS_RESTARTS:
-            raise LoadError(f"the engine died {_FRUITLESS_RESTARTS} times in a row")
-        engine = self._build()
+        engine = None
+        while engine is None:
+            self._fruitless_restarts += 1
+            if self._fruitless_restarts > _FRUITLESS_RESTARTS:
+                raise LoadError(f"the engine died {_FRUITLESS_RESTARTS} times in a row")
+            try:
+                engine = self._build()
+            except LoadError as error:
+                if not isinstance(error.__cause__, EngineLost):
+                    raise
+                _log.error("engine died while it was built", engine=self._name, reason=str(error))  # noqa: TRY400 - no fault of ours
         before, now = self._info, engine.info
         if (before.engine, before.device, before.precision) != (now.engine, now.device, now.precision):
             engine.close()
