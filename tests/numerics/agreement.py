@@ -29,7 +29,7 @@ class Closeness:
     Embeddings beside those of the reference. Cosines are of a text's dense vector and of a token's vector; `overlap_*`
     is the share of the 10 or 50 largest sparse weights, or of all, whose ids both have, the mean over the texts;
     `weight_error` the largest difference of a sparse weight, an id that one lacks counting as 0; `difference` the
-    largest one of any number.
+    largest one of any number. `worst_text` is the index of the text with the least dense cosine.
     """
 
     texts: int
@@ -43,6 +43,7 @@ class Closeness:
     overlap_all: float
     weight_error: float
     difference: float
+    worst_text: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ def closeness(actual: Sequence[TextEmbedding], expected: Sequence[TextEmbedding]
         overlap_all=overlap_all,
         weight_error=weight_error,
         difference=_largest([weight_error, *parts]),
+        worst_text=int(dense.argmin()),
     )
 
 
