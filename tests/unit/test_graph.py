@@ -9,9 +9,17 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from trivec_server.backends.graph import MODEL_FILE, write_graph
+from trivec_server.backends.graph import MODEL_FILE, write_graph, write_graph_beside
 from trivec_server.backends.graph_nodes import DATA_FILE
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph_spec import (
+    CPU_INT8,
+    CUDA_FLOAT16,
+    TENSORRT_FLOAT16,
+    EncoderSpec,
+    GraphForm,
+    HeadsSpec,
+    parse_specs,
+)
 from trivec_server.errors import LoadError
 
 from tests.graph_reference import (
@@ -169,6 +177,7 @@ def test_padding_rows_of_multi_vectors_are_zero(bge: Path) -> None:
 
 def test_metadata_says_what_the_model_is(bge: Path) -> None:
     metadata = open_session(bge).get_modelmeta().custom_metadata_map
+    specs = {name: metadata.pop(name) for name in ("trivec.encoder", "trivec.heads")}
     assert metadata == {
         "trivec.architecture": "xlm-roberta",
         "trivec.pooling": "cls",
@@ -179,6 +188,82 @@ def test_metadata_says_what_the_model_is(bge: Path) -> None:
         "trivec.max_tokens": "64",
         "trivec.modes": "dense,sparse,multi_vector",
     }
+    assert parse_specs(specs) == (XLM_ROBERTA, LINEAR_HEADS)
+
+
+def test_a_graph_that_does_not_compute_in_float32_says_so_and_not_how_to_read_its_weights(
+    tmp_path: Path, tensors: dict[str, Array]
+) -> None:
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, CPU_INT8)
+    metadata = open_session(tmp_path).get_modelmeta().custom_metadata_map
+    assert (metadata["trivec.arithmetic"], metadata["trivec.precision"]) == ("int8", "int8")
+    assert "trivec.encoder" not in metadata
+
+
+@pytest.mark.parametrize("form", [CUDA_FLOAT16, TENSORRT_FLOAT16])
+def test_float16_layers_give_the_reference_outputs_as_near_as_float16_is(
+    tmp_path: Path, tensors: dict[str, Array], form: GraphForm
+) -> None:
+    """On the CPU, where ONNX Runtime computes some operators in float32 between casts. The texts need padding."""
+    texts = random_texts(2, 40, 17)
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, form)
+    forward = Forward(XLM_ROBERTA, LINEAR_HEADS, tensors)
+    for found, expected in zip(run(open_session(tmp_path), texts), map(forward, texts), strict=True):
+        for found_part, expected_part in zip(found, expected, strict=True):
+            assert found_part.dtype == np.float32
+            np.testing.assert_allclose(found_part, expected_part, rtol=0, atol=5e-3)
+
+
+def test_float16_layers_hold_no_float32_matrix_product(tmp_path: Path, tensors: dict[str, Array]) -> None:
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, CUDA_FLOAT16)
+    model = onnx.load(str(tmp_path / MODEL_FILE))
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    products = [node.input[1] for node in model.graph.node if node.op_type == "MatMul"]
+    assert len(products) == 12
+    assert {types[name] for name in products} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_graph_beside_another_reads_the_same_weights(tmp_path: Path, tensors: dict[str, Array]) -> None:
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, CUDA_FLOAT16)
+    data = (tmp_path / DATA_FILE).read_bytes()
+    write_graph_beside(tmp_path / "beside.onnx", XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, TENSORRT_FLOAT16)
+    assert (tmp_path / DATA_FILE).read_bytes() == data
+    loaded = [
+        {tensor.name: tensor.raw_data for tensor in onnx.load(str(tmp_path / name)).graph.initializer}
+        for name in (MODEL_FILE, "beside.onnx")
+    ]
+    names = [name for name in tensors if name in loaded[0]]
+    assert names
+    assert [loaded[1][name] for name in names] == [loaded[0][name] for name in names]
+
+
+def test_the_graph_for_tensorrt_has_standard_operators_and_no_control_flow(
+    tmp_path: Path, tensors: dict[str, Array]
+) -> None:
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, TENSORRT_FLOAT16)
+    nodes = onnx.load(str(tmp_path / MODEL_FILE)).graph.node
+    assert {node.domain for node in nodes} == {""}
+    assert not {node.op_type for node in nodes} & {"If", "Loop"}
+
+
+def test_int8_rounds_each_token_by_itself(tmp_path: Path, tensors: dict[str, Array]) -> None:
+    """A text's numbers do not change with the texts around it, however large theirs are."""
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(tensors), LINEAR_HEADS, CPU_INT8)
+    session = open_session(tmp_path)
+    texts = random_texts(5, 64, 2, 33)
+    together = run(session, texts)
+    for text, parts in zip(texts, together, strict=True):
+        for alone, among in zip(run(session, [text])[0], parts, strict=True):
+            np.testing.assert_allclose(alone, among, rtol=0, atol=2e-2)
+
+
+def test_a_value_that_is_not_finite_cannot_be_rounded_to_int8(tmp_path: Path, tensors: dict[str, Array]) -> None:
+    name = "encoder.layer.1.output.dense.weight"
+    damaged = tensors[name].copy()
+    damaged[3, 4] = np.inf
+    source = ArraySource(tensors | {name: damaged})
+    with pytest.raises(LoadError, match=rf"tensor {name}: a value is not finite"):
+        write_graph(tmp_path, XLM_ROBERTA, source, LINEAR_HEADS, CPU_INT8)
 
 
 def test_the_model_passes_the_onnx_checker(bge: Path) -> None:

@@ -155,7 +155,7 @@ def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, ob
 def _check_tensorrt(facts: GraphFacts, machine: Machine) -> None:
     if TENSORRT not in machine.available:
         raise LoadError(
-            f"the package onnxruntime that is installed has no TensorRT provider: {NEEDS_GPU_PACKAGE} tensorrt-cu12"
+            f"the package onnxruntime that is installed has no TensorRT provider: {NEEDS_GPU_PACKAGE} and tensorrt"
         )
     if facts.arithmetic != "float16":
         raise LoadError(

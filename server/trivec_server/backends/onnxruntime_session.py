@@ -1,5 +1,7 @@
 """Sessions of ONNX Runtime: opened on the provider that was chosen or not at all, run, and their errors understood."""
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -36,6 +38,8 @@ def open_session(
     # Idle threads must leave their cores to the tokenizer and the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen = [(name, dict(values)) for name, values in providers]
+    if placement.device == "cuda":
+        _load_cuda_libraries()
     try:
         # Without enable_fallback=0 a provider that fails is replaced by another, here and in any later run.
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
@@ -50,6 +54,15 @@ def open_session(
     return session
 
 
+def _load_cuda_libraries() -> None:
+    """Finds the CUDA libraries that are installed as Python packages, which the dynamic loader would not."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        # It prints what it does not find; a provider that then cannot be started is reported as such.
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload()
+
+
 def _reason(error: Exception, path: Path, placement: Placement) -> str:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if _is_out_of_memory(str(error)):
@@ -57,6 +70,8 @@ def _reason(error: Exception, path: Path, placement: Placement) -> str:
         return f"{path.name} does not fit into {where} ({first_line})"
     if placement.device == "cuda" and any(sign in str(error) for sign in _DEVICE_SIGNS):
         return f"GPU {placement.device_index} cannot be used ({first_line}); check the driver and {NEEDS_GPU_PACKAGE}"
+    if placement.tensorrt and "TensorRT" in str(error):
+        return f"TensorRT cannot be used ({first_line}); pip install tensorrt, of the CUDA version of onnxruntime-gpu"
     return f"{path.name} cannot be loaded by ONNX Runtime ({first_line}); pull the model again"
 
 
@@ -142,18 +157,17 @@ class DeviceRunner:
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{arena}:{self._index}")
         pair = np.array([[0, 2]], np.int64)
-        binding = self._bind(["dense"], {"input_ids": pair, "attention_mask": np.ones_like(pair)})
+        feeds = {"input_ids": pair, "attention_mask": np.ones_like(pair)}
+        binding = self._bind(["dense"], feeds)
         self._session.run_with_iobinding(binding, options)
 
     def _bind(self, outputs: Sequence[str], feeds: Feeds) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            if array.ndim:
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
-                binding.bind_ortvalue_input(name, value)
-            else:
-                # A flag: which branch of an `If` runs is decided on the host.
-                binding.bind_cpu_input(name, array)
+            # A flag stays on the host, where it is decided which branch of an `If` runs. What is bound there is not
+            # copied: `feeds` must live as long as the binding.
+            device, index = (self._device, self._index) if array.ndim else ("cpu", 0)
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, index))
         for name in outputs:
             binding.bind_output(name, self._device, self._index)
         return binding

@@ -1,0 +1,194 @@
+"""Where the onnxruntime engine runs a version: decided from the request, the graph and what the machine has."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from trivec_server.backends.graph_spec import Arithmetic
+from trivec_server.backends.interface import EngineRequest
+from trivec_server.backends.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    BatchLimits,
+    GraphFacts,
+    Machine,
+    Options,
+    Placement,
+    batch_limits,
+    check_precision,
+    place,
+    provider_options,
+    tensorrt_cache_dir,
+)
+from trivec_server.errors import LoadError
+from trivec_server.types import InstanceKind
+
+REQUEST = EngineRequest(version_dir=Path("models/bge/1"), kind=InstanceKind.GPU)
+AUTO = replace(REQUEST, kind=InstanceKind.AUTO)
+ON_CPU = replace(REQUEST, kind=InstanceKind.CPU)
+WITH_TENSORRT = replace(REQUEST, accelerator="tensorrt", max_tokens=8192)
+
+GPU_MACHINE = Machine(available=(TENSORRT, CUDA, CPU), gpus=2)
+NO_GPU = replace(GPU_MACHINE, gpus=0)
+CPU_PACKAGE = Machine(available=(CPU,), gpus=1)
+
+
+def facts(arithmetic: Arithmetic = "float16", weight_bytes: int = 1_140_000_000) -> GraphFacts:
+    """BGE-M3."""
+    return GraphFacts(arithmetic=arithmetic, storage=arithmetic, weight_bytes=weight_bytes, hidden=1024)
+
+
+FLOAT16 = facts()
+
+
+def test_kind_gpu_takes_the_first_gpu_that_is_not_named() -> None:
+    placement = place(REQUEST, FLOAT16, GPU_MACHINE)
+    assert (placement.provider, placement.name, placement.notes) == (CUDA, "cuda:0", ())
+
+
+def test_kind_gpu_takes_the_gpu_that_is_named() -> None:
+    assert place(replace(REQUEST, device_index=1), FLOAT16, GPU_MACHINE).name == "cuda:1"
+
+
+def test_kind_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert place(AUTO, FLOAT16, GPU_MACHINE).provider == CUDA
+
+
+def test_kind_auto_takes_the_cpu_where_there_is_no_gpu() -> None:
+    placement = place(AUTO, facts("float32"), NO_GPU)
+    assert (placement.provider, placement.name, placement.notes) == (CPU, "cpu", ())
+
+
+def test_kind_auto_says_which_package_would_let_it_use_the_gpu_that_is_there() -> None:
+    (note,) = place(AUTO, facts("float32"), CPU_PACKAGE).notes
+    assert note.startswith("a GPU is visible but not used: ")
+    assert "pip uninstall onnxruntime, then pip install onnxruntime-gpu" in note
+
+
+def test_kind_auto_runs_an_int8_version_on_the_cpu_and_says_so() -> None:
+    placement = place(AUTO, facts("int8"), GPU_MACHINE)
+    assert placement.device == "cpu"
+    assert "int8" in placement.notes[0]
+
+
+def test_a_float32_version_on_a_gpu_tells_of_the_faster_one() -> None:
+    (note,) = place(REQUEST, facts("float32"), GPU_MACHINE).notes
+    assert "trivec export --engine onnxruntime --precision float16" in note
+
+
+@pytest.mark.parametrize(
+    ("request_", "graph", "machine", "reason"),
+    [
+        (REQUEST, FLOAT16, NO_GPU, "KIND_GPU, but no NVIDIA GPU is visible"),
+        (REQUEST, FLOAT16, CPU_PACKAGE, "no CUDA provider: pip uninstall onnxruntime, then pip install"),
+        (replace(REQUEST, device_index=2), FLOAT16, GPU_MACHINE, "GPU 2 is not there: this process sees 2"),
+        (REQUEST, facts("int8"), GPU_MACHINE, "int8 version of the engine onnxruntime runs on the CPU only"),
+        (ON_CPU, FLOAT16, GPU_MACHINE, "computes in float16, which ONNX Runtime does on GPUs only"),
+        (AUTO, FLOAT16, NO_GPU, "computes in float16, which ONNX Runtime does on GPUs only"),
+        (replace(ON_CPU, accelerator="tensorrt"), FLOAT16, GPU_MACHINE, "accelerator `tensorrt` needs a GPU"),
+        (replace(AUTO, accelerator="tensorrt"), FLOAT16, NO_GPU, "needs a GPU; no NVIDIA GPU is visible"),
+        (replace(REQUEST, accelerator="openvino"), FLOAT16, GPU_MACHINE, "no execution accelerator `openvino`"),
+        (replace(ON_CPU, device_index=0), facts("int8"), GPU_MACHINE, "names `gpus`, but would run on the CPU"),
+        (WITH_TENSORRT, FLOAT16, replace(GPU_MACHINE, available=(CUDA, CPU)), "has no TensorRT provider"),
+        (WITH_TENSORRT, facts("float32"), GPU_MACHINE, "needs a float16 version, this one computes in float32"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_the_reason(
+    request_: EngineRequest, graph: GraphFacts, machine: Machine, reason: str
+) -> None:
+    with pytest.raises(LoadError, match=reason):
+        place(request_, graph, machine)
+
+
+def test_no_precision_asked_for_is_what_the_graph_computes_in() -> None:
+    check_precision(None, facts("int8"))
+    check_precision("int8", facts("int8"))
+
+
+def test_another_precision_is_refused_with_both_names_and_the_command() -> None:
+    with pytest.raises(LoadError, match=r"asks for precision int8, .* computes in float32; .*trivec export .* int8`"):
+        check_precision("int8", facts("float32"))
+
+
+def test_weights_stored_as_float16_are_not_taken_for_float16_arithmetic() -> None:
+    stored = replace(facts("float32"), storage="float16")
+    with pytest.raises(LoadError, match=r"computes in float32 \(its weights are stored as float16\)"):
+        check_precision("float16", stored)
+
+
+def limits(request: EngineRequest, graph: GraphFacts = FLOAT16, machine: Machine = GPU_MACHINE) -> BatchLimits:
+    return batch_limits(request, graph, place(request, graph, machine))
+
+
+def test_a_configured_token_budget_is_kept() -> None:
+    assert limits(replace(REQUEST, token_budget=700)).token_budget == 700
+    assert limits(replace(ON_CPU, token_budget=700), facts("int8")).token_budget == 700
+
+
+def test_less_device_memory_makes_smaller_batches() -> None:
+    budgets = [limits(replace(REQUEST, device_memory_mb=memory)).token_budget for memory in (2500, 4000, 80_000)]
+    assert budgets == sorted(set(budgets))
+    assert budgets[-1] == limits(REQUEST).token_budget
+
+
+def test_device_memory_below_the_weights_is_refused_with_the_least_that_is_needed() -> None:
+    with pytest.raises(LoadError, match="device_memory_mb is 1000, but this version needs 2175 at least"):
+        limits(replace(REQUEST, device_memory_mb=1000))
+    limits(replace(REQUEST, device_memory_mb=2175))
+
+
+def options(request: EngineRequest, graph: GraphFacts = FLOAT16) -> dict[str, Options]:
+    placement: Placement = place(request, graph, GPU_MACHINE)
+    bounds = batch_limits(request, graph, placement)
+    chosen = provider_options(request, graph, placement, bounds, Path("/cache"))
+    assert chosen[0][0] == placement.provider
+    return dict(chosen)
+
+
+def test_cuda_gets_the_gpu_and_its_memory_limit_in_bytes() -> None:
+    cuda = options(replace(REQUEST, device_index=1, device_memory_mb=16_000))[CUDA]
+    assert (cuda["device_id"], cuda["gpu_mem_limit"]) == ("1", "16000000000")
+    assert cuda["arena_extend_strategy"] == "kSameAsRequested"
+
+
+def test_cuda_has_no_memory_limit_that_was_not_set() -> None:
+    assert "gpu_mem_limit" not in options(REQUEST)[CUDA]
+
+
+def test_float32_on_cuda_is_not_rounded_to_tf32() -> None:
+    assert options(REQUEST, facts("float32"))[CUDA]["use_tf32"] == "0"
+    assert options(REQUEST)[CUDA]["use_tf32"] == "1"
+
+
+def test_the_cpu_gets_no_options() -> None:
+    assert options(ON_CPU, facts("int8")) == {CPU: {}}
+
+
+def test_tensorrt_comes_first_with_profiles_for_the_batches_it_will_get() -> None:
+    chosen = options(replace(WITH_TENSORRT, token_budget=4096))
+    assert list(chosen) == [TENSORRT, CUDA, CPU]
+    tensorrt = chosen[TENSORRT]
+    assert tensorrt["trt_profile_min_shapes"] == "input_ids:1x2,attention_mask:1x2"
+    assert tensorrt["trt_profile_opt_shapes"] == "input_ids:8x512,attention_mask:8x512"
+    assert tensorrt["trt_profile_max_shapes"] == "input_ids:8x8192,attention_mask:8x8192"
+    assert (tensorrt["trt_fp16_enable"], tensorrt["trt_engine_cache_enable"]) == ("1", "1")
+    assert tensorrt["trt_engine_cache_path"] == "/cache"
+
+
+def test_tensorrt_gets_no_more_texts_in_a_run_than_its_profile_has() -> None:
+    assert limits(replace(WITH_TENSORRT, token_budget=4096)).rows == 8
+    assert limits(replace(WITH_TENSORRT, token_budget=100)).rows == 1
+    assert limits(REQUEST).rows is None
+
+
+def test_other_weights_and_other_shapes_get_another_cache_for_tensorrt(tmp_path: Path) -> None:
+    weights = tmp_path / "model.onnx.data"
+    weights.write_bytes(b"one")
+    bounds = BatchLimits(token_budget=4096, rows=8)
+    paths = [tensorrt_cache_dir(tmp_path, weights, each) for each in (bounds, bounds, replace(bounds, rows=4))]
+    weights.write_bytes(b"another")
+    paths.append(tensorrt_cache_dir(tmp_path, weights, bounds))
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 3
+    assert paths[0].parent == tmp_path / "trivec" / "tensorrt"
