@@ -1,5 +1,6 @@
 """The encoder: embeddings and post-layer-norm transformer layers, BERT or XLM-RoBERTa, over texts on one token axis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +115,7 @@ class Encoder:
         def linear(*names: str, inputs: int, outputs: int) -> Linear:
             pairs = [tensors.linear(f"{prefix}.{name}", inputs, outputs) for name in names]
             weights, biases = zip(*pairs, strict=True)
-            return arithmetic.linear(torch.cat(weights), torch.cat(biases))
+            return arithmetic.linear(_joined(weights), torch.cat(biases))
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm(tensors, f"{prefix}.{name}", spec, arithmetic)
@@ -128,3 +129,12 @@ class Encoder:
             outer=linear("output.dense", inputs=inner, outputs=hidden),
             outer_norm=norm("output.LayerNorm"),
         )
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices [outputs, inputs] as one of all outputs, without transposing what lies transposed in memory."""
+    if len(weights) == 1:
+        return weights[0]
+    if weights[0].is_contiguous():
+        return torch.cat(tuple(weights))
+    return torch.cat([weight.t() for weight in weights], dim=1).t()

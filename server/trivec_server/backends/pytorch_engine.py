@@ -7,10 +7,9 @@ import torch
 from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatch
 from trivec_server.backends.pytorch_batch import host_batch
 from trivec_server.backends.pytorch_encoder import Arithmetic
-from trivec_server.backends.pytorch_heads import Parts
 from trivec_server.backends.pytorch_linear import Linear, PackedLinear, PlainLinear, can_pack
 from trivec_server.backends.pytorch_model import Model
-from trivec_server.backends.pytorch_results import HostParts, in_batch_order, recompute_non_finite
+from trivec_server.backends.pytorch_results import in_batch_order, on_host, recompute_non_finite
 from trivec_server.backends.stored_model import StoredModel
 from trivec_server.types import Mode
 
@@ -25,7 +24,7 @@ def cpu_arithmetic(dtype: torch.dtype) -> Arithmetic:
     kind = PackedLinear if can_pack(dtype) else PlainLinear
 
     def linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
-        return kind(weight.to(dtype), bias.to(dtype))
+        return kind(weight.to(dtype).contiguous(), bias.to(dtype))
 
     return Arithmetic(torch.device("cpu"), dtype, linear)
 
@@ -86,14 +85,7 @@ class CpuEngine:
             sorted_batch = host_batch(batch, self._model.spec)
             run = self._model.run_exact if exact else self._model.run
             parts = run(sorted_batch, modes, torch.float32)
-        return in_batch_order(_on_host(parts), sorted_batch.layout)
-
-
-def _on_host(parts: Parts) -> HostParts:
-    dense, weights, vectors = (
-        None if each is None else each.numpy() for each in (parts.dense, parts.token_weights, parts.multi_vector)
-    )
-    return HostParts(dense, weights, vectors, parts.bad.numpy())
+        return in_batch_order(on_host(parts), sorted_batch.layout)
 
 
 def _give_memory_back() -> None:

@@ -78,7 +78,7 @@ class Heads:
     def _pooled(self, hidden: Tensor, batch: DeviceBatch) -> Tensor:
         if self._pooling == "cls":
             return hidden.index_select(0, batch.bounds[:-1])
-        return torch.segment_reduce(hidden.float(), "mean", offsets=batch.bounds.long(), axis=0)
+        return torch.segment_reduce(hidden.float(), "mean", offsets=batch.bounds.long(), axis=0, unsafe=True)
 
     def _token_weights(self, hidden: Tensor, batch: DeviceBatch) -> Tensor:
         if self._table is not None:

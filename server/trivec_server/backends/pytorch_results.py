@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from trivec_server.backends.interface import EngineOutput, LexicalRows, TokenBatch, Vectors
 from trivec_server.backends.pytorch_batch import Layout, select_texts
+from trivec_server.backends.pytorch_heads import Lexical, Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,19 @@ class HostParts:
     multi_vector: Vectors | None
     bad: NDArray[np.int32]
     lexical: LexicalRows | None = None
+
+
+def on_host(parts: Parts, lexical: Lexical | None = None) -> HostParts:
+    """The arrays of tensors that are on the host already."""
+    dense, weights, vectors = (
+        None if each is None else each.numpy() for each in (parts.dense, parts.token_weights, parts.multi_vector)
+    )
+    rows = None
+    if lexical is not None:
+        bounds = lexical.bounds.numpy()
+        end = int(bounds[-1])
+        rows = LexicalRows(lexical.ids.numpy()[:end].view(np.uint32), lexical.weights.numpy()[:end], bounds)
+    return HostParts(dense, weights, vectors, parts.bad.numpy(), rows)
 
 
 def in_batch_order(parts: HostParts, layout: Layout) -> EngineOutput:

@@ -1,5 +1,6 @@
 """Tensors of a stored model as torch has them, each checked: its shape, its type, that it is finite."""
 
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from trivec_server.errors import LoadError
 
 _CHECKED_AT_ONCE = 1 << 18
 """Numbers checked in one step: few enough to stay in the cache."""
+_COPIED_ROWS = 1 << 14
 _EXPONENT_BITS = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000), 8: (np.uint64, 0x7FF0000000000000)}
 
 
@@ -45,15 +47,21 @@ class CheckedTensors:
         return array
 
     def float32(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """A copy in memory."""
+        """A copy in memory, whose numbers lie in the order that they have in the file: it may be a transposed view."""
         array = self.mapped(name, shape)
-        tensor = torch.empty(array.shape, dtype=torch.float32)
-        np.copyto(tensor.numpy(), array, casting="same_kind")
-        return tensor
+        if not array.flags.c_contiguous:
+            return _copied(array.T).t()
+        return _copied(array)
 
     def linear(self, prefix: str, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         """Weight [outputs, inputs] and bias [outputs]."""
         return self.float32(f"{prefix}.weight", (outputs, inputs)), self.float32(f"{prefix}.bias", (outputs,))
+
+
+def _copied(array: NDArray[np.generic]) -> Tensor:
+    tensor = torch.empty(array.shape, dtype=torch.float32)
+    np.copyto(tensor.numpy(), array, casting="same_kind")
+    return tensor
 
 
 def _is_finite(array: NDArray[np.generic]) -> bool:
@@ -68,13 +76,28 @@ def _is_finite(array: NDArray[np.generic]) -> bool:
     return True
 
 
+def _drop_pages(array: NDArray[np.generic]) -> None:
+    """Takes what was read of a mapped file out of this process's memory; it is read again where it is used."""
+    holder: object = array
+    while isinstance(holder, np.ndarray):
+        holder = holder.base
+    if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        holder.madvise(mmap.MADV_DONTNEED)
+
+
 class Table:
     """Rows to look up: in a GPU's memory, or on the CPU mapped from the file, so that only rows in use take memory."""
 
     def __init__(self, array: NDArray[np.generic], device: torch.device, dtype: torch.dtype | None = None) -> None:
         self._mapped = array if device.type == "cpu" else None
         if self._mapped is None:
-            self._tensor = torch.from_numpy(np.array(array)).to(device=device, dtype=dtype)
+            stored = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            self._tensor = torch.empty(array.shape, dtype=dtype or stored, device=device)
+            for start in range(0, len(array), _COPIED_ROWS):
+                rows = slice(start, start + _COPIED_ROWS)
+                self._tensor[rows] = torch.from_numpy(np.array(array[rows]))
+        else:
+            _drop_pages(array)
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of `ids`, int32 [N], in the type that they are stored in."""
