@@ -39,11 +39,16 @@ def packed_attention(dtype: torch.dtype, head_size: int, compute_capability: tup
         return None
     for module, function in (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")):
         if find_spec(module) is not None:
-            return _packed(getattr(import_module(module), function))
+            return by_bounds(getattr(import_module(module), function))
     return None
 
 
-def _packed(attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]) -> Attention:
+def by_bounds(attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]) -> Attention:
+    """
+    Attention by a function that takes queries, keys and values [N, heads, head size], the bounds of queries and of keys
+    [B + 1], and the most of each in one text.
+    """
+
     def attention(qkv: Tensor, batch: DeviceBatch, heads: int) -> Tensor:
         query, key, value = qkv.view(qkv.shape[0], 3, heads, -1).unbind(1)  # [N, heads, head size] each
         longest = batch.layout.max_length

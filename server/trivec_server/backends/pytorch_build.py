@@ -11,6 +11,7 @@ from trivec_server.backends.pytorch_attention import attend_by_length, packed_at
 from trivec_server.backends.pytorch_cuda import CudaEngine
 from trivec_server.backends.pytorch_encoder import Arithmetic
 from trivec_server.backends.pytorch_engine import CpuEngine, cpu_arithmetic
+from trivec_server.backends.pytorch_graphs import first_line
 from trivec_server.backends.pytorch_linear import Float8Linear, Linear, LinearKind, PlainLinear, to_float8
 from trivec_server.backends.stored_model import open_stored_model
 from trivec_server.errors import LoadError
@@ -122,7 +123,7 @@ def _float8_linear(device: torch.device, notes: list[str]) -> LinearKind:
             quantize(torch.ones(shape, dtype=torch.bfloat16, device=device))
     except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails costs speed, nothing else
         quantize = to_float8
-        notes.append(f"float8 is slower than it could be: torch.compile failed ({str(error).splitlines()[0]})")
+        notes.append(f"float8 is slower than it could be: torch.compile failed ({first_line(error)})")
 
     def linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         return Float8Linear(weight.to(device).contiguous(), bias.to(device), quantize)

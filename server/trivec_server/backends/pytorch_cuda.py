@@ -18,7 +18,7 @@ from trivec_server.backends.interface import (
 from trivec_server.backends.pytorch_attention import attend_by_length
 from trivec_server.backends.pytorch_batch import DeviceBatch, Layout, device_batch, index_arrays, sort_batch
 from trivec_server.backends.pytorch_encoder import Arithmetic
-from trivec_server.backends.pytorch_graphs import GraphedEncoder
+from trivec_server.backends.pytorch_graphs import GraphedEncoder, first_line
 from trivec_server.backends.pytorch_heads import Lexical, Parts, compact
 from trivec_server.backends.pytorch_model import Model
 from trivec_server.backends.pytorch_results import in_batch_order, on_host, recompute_non_finite
@@ -214,7 +214,7 @@ def device_errors() -> Iterator[None]:
         torch.cuda.empty_cache()
         raise MemoryError("the GPU's memory is full") from error
     except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if "ALLOC_FAILED" in reason or "out of memory" in reason:
             raise MemoryError("the GPU's memory is full") from error
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in reason:

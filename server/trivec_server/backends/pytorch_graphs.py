@@ -52,10 +52,15 @@ class GraphedEncoder:
             try:
                 self._recordings[size] = _Recording(self._encoder, size, self._device, self._stream, self._pool)
             except RuntimeError as error:
-                _log.warning("CUDA graphs cannot be used; small batches run slower", reason=str(error).splitlines()[0])
+                _log.warning("CUDA graphs cannot be used; small batches run slower", reason=first_line(error))
                 self._usable = False
                 return self._encoder(batch)
         return self._recordings[size].replay(batch)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the advice and the trace that torch adds in further lines."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 class _Recording:
