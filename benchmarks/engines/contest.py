@@ -1,6 +1,6 @@
 """
-Rounds in which every system has its turn, so that what the machine does meanwhile concerns all: figures are medians over
-rounds, ratios are taken within a round.
+Rounds in which every system has its turn, so that what the machine does meanwhile concerns all: figures are medians
+over rounds, ratios are taken within a round.
 """
 
 import time
@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from benchmarks.engines.lengths import TextSet
 from benchmarks.engines.process import SystemFailed
 from benchmarks.engines.results import SystemResult
 from benchmarks.engines.systems import Entrant, Residents, System
-from benchmarks.engines.workload import TextSet
 
 _COMPARED_TEXTS = 4
 

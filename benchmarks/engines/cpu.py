@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from trivec_client.vectors import WireEncoding
 from trivec_server.backends.hardware import usable_physical_cores
 from trivec_server.types import InstanceKind
 
@@ -33,11 +34,11 @@ from benchmarks.engines.results import Results, SystemResult
 from benchmarks.engines.served import ServedTrivec
 from benchmarks.engines.systems import DirectSystem, Entrant, PeerSystem, Residents
 from benchmarks.engines.trivec_entrants import auto_variant, direct_entrant, served_entrant, system_name
-from benchmarks.engines.variants import CPU_VARIANTS, Variant
-from benchmarks.engines.weights import BenchmarkModel, make_model
-from benchmarks.engines.workload import TextMaker, TextSet
+from benchmarks.engines.variants import CPU_VARIANTS
+from benchmarks.engines.weights import make_model
+from benchmarks.engines.workload import TextMaker
 
-WIRE = "float32"
+WIRE: WireEncoding = "float32"
 _RESERVE_BYTES = 2 << 30
 _WARM_STEP = 4
 _YARDSTICKS = ("float32", "bfloat16")

@@ -4,6 +4,7 @@ the same texts. Runs as a worker in the benchmark's own environment.
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -116,17 +117,29 @@ def _pending(lengths: Sequence[int], vocabulary_size: int) -> Pending:
     return Pending(ticket, token_ids, rows, np.arange(len(lengths)), 0.0)
 
 
+def device_peak_bytes() -> int | None:
+    """The most GPU memory that this process has held through torch; None: it has not used a GPU so."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    peak: int = torch.cuda.max_memory_reserved()
+    return peak
+
+
 def start(options: Message) -> Started:
     engine = DirectEngine(options)
     info = engine.info
 
-    def embed(message: Message) -> Message:
+    def run(message: Message) -> Message:
         half: bool = message["half"]
         return {"seconds": [engine.timed_run(lengths, half=half) for lengths in message["lengths"]]}
 
+    def peak(_: Message) -> Message:
+        return {"peak_bytes": device_peak_bytes()}
+
     settings = f"{info.engine}, {info.precision}, {info.device}, in process"
     versions = {"batch_token_budget": str(info.token_budget), "precision": info.precision}
-    return Started(settings, versions, {"run": embed})
+    return Started(settings, versions, {"run": run, "peak": peak})
 
 
 if __name__ == "__main__":

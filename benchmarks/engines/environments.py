@@ -1,4 +1,4 @@
-"""The virtual environments of the peers: `.venv-peers/NAME`, made from the pins in `benchmarks/requirements/NAME.txt`."""
+"""The peers' virtual environments: `.venv-peers/NAME`, made from the pins in `benchmarks/requirements/NAME.txt`."""
 
 import hashlib
 import subprocess

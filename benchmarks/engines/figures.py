@@ -1,6 +1,7 @@
 """The figures that a benchmark prints last, out of its results."""
 
 import statistics
+from collections.abc import Sequence
 
 from benchmarks.engines.flops import EncoderShape
 from benchmarks.engines.results import Latency, Results, SystemResult, best_of, ratio
@@ -33,6 +34,29 @@ def cpu_figures(results: Results, shape: EncoderShape, mixed_lengths: list[int])
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def gpu_figures(results: Results, shape: EncoderShape, mixed_lengths: list[int]) -> dict[str, float]:
+    """What `make bench-gpu` reports; what was not measured is left out."""
+    half, eight = (f"trivec pytorch-{precision}{DIRECT_SUFFIX}" for precision in ("float16", "float8"))
+    passages = results.passages.get(half, [])
+    rates = results.matmul.get("float16", [])
+    engine = results.system(half)
+    served = results.system(half.removesuffix(DIRECT_SUFFIX))
+    figures: dict[str, float | None] = {}
+    if passages:
+        figures["gpu_512_tokens_per_s"] = statistics.median(passages)
+        figures["gpu_512_share_of_matmul"] = _share(passages, rates, shape, [512])
+    if engine is not None and engine.rates:
+        figures["gpu_mixed_tokens_per_s"] = engine.tokens_per_s
+        figures["gpu_mixed_share_of_matmul"] = _share(engine.rates, rates, shape, mixed_lengths)
+    if served is not None and served.rates:
+        figures["gpu_mixed_grpc_tokens_per_s"] = served.tokens_per_s
+        figures["gpu_mixed_vs_flagembedding"] = _versus(results, served, _FLAGEMBEDDING)
+    figures["gpu_fp8_vs_fp16"] = ratio(results.passages.get(eight, []), passages)
+    figures["gpu_short_texts_per_s"] = results.short_texts_per_s
+    figures["gpu_8192_peak_gb"] = results.peak_8192_gb
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def latency_of(results: Results, system: str, what: str) -> Latency | None:
     """One system's latencies with one kind of text."""
     return next((each for each in results.latencies if (each.system, each.what) == (system, what)), None)
@@ -62,10 +86,13 @@ def _versus_best_other(results: Results, chosen: SystemResult) -> float | None:
 def _share_of_matmul(results: Results, chosen: SystemResult, shape: EncoderShape, lengths: list[int]) -> float | None:
     """In the precision of the engine's matrix products; int8 is held against bfloat16, which it is mixed with."""
     precision = next((each for each in ("float32", "bfloat16", "float16") if each in chosen.settings), "bfloat16")
-    rates = results.matmul.get(precision, [])
-    shares = [
-        share_of_rate(tokens_per_s, shape, lengths, flops_per_s)
-        for tokens_per_s, flops_per_s in zip(chosen.rates, rates, strict=False)
-        if tokens_per_s is not None
-    ]
+    return _share(chosen.rates, results.matmul.get(precision, []), shape, lengths)
+
+
+def _share(
+    rates: Sequence[float | None], products: Sequence[float], shape: EncoderShape, lengths: list[int]
+) -> float | None:
+    """The median over rounds of the arithmetic done, over what a plain product did in the same round."""
+    pairs = [(mine, plain) for mine, plain in zip(rates, products, strict=False) if mine is not None]
+    shares = [share_of_rate(mine, shape, lengths, plain) for mine, plain in pairs]
     return statistics.median(shares) if shares else None

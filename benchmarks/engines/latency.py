@@ -8,11 +8,11 @@ import numpy as np
 from trivec_client import TrivecClient
 
 from benchmarks.engines.figures import DIRECT_SUFFIX
+from benchmarks.engines.lengths import TextSet
 from benchmarks.engines.results import Latency, LengthRate, LoadPoint
 from benchmarks.engines.served import ServedTrivec
 from benchmarks.engines.systems import DirectSystem, System
-from benchmarks.engines.workload import TextMaker, TextSet
-
+from benchmarks.engines.workload import TextMaker
 
 _WARM_TEXTS = 4
 

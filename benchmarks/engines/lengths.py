@@ -1,6 +1,7 @@
 """How long the texts of the workload are, in tokens. Needs NumPy alone."""
 
 import statistics
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +11,23 @@ _MIXED_MEDIAN = 31.7
 _MIXED_SPREAD = 1.05
 _QUERY_MEAN, _QUERY_SPREAD = 12.0, 3.0
 _QUERY_LEAST, _QUERY_MOST = 5, 24
+
+
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """Texts and their lengths in tokens, both special ones included; no texts where only lengths count."""
+
+    name: str
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def every(self, step: int) -> "TextSet":
+        """Each `step`-th text."""
+        return TextSet(self.name, self.texts[::step], self.lengths[::step])
 
 
 def seeded(seed: int) -> np.random.Generator:

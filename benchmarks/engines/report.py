@@ -78,17 +78,19 @@ def _section(stem: str, results: Results) -> str:
     machine, workload = results.machine, results.workload
     place = "GPU" if results.kind == "gpu" else "CPU"
     lines = [f"### {place}: {machine.get('gpu') or machine['processor']}", "", _machine_line(results), ""]
-    lines += [
+    corpus = (
         f"Mixed corpus: {workload['texts']} texts, {workload['tokens']:,} tokens (lognormal, up to "
         f"{workload['longest']} in a text, half Chinese), seed {workload['seed']}; {workload['model']}. Medians of "
-        f"{workload['rounds']} rounds in which every system had its turn.",
+        f"{workload['rounds']} rounds in which every system had its turn."
+    )
+    lines += [
+        corpus,
         "",
         "| system | outputs | tokens/s | against it | memory | settings |",
         "|---|---|---|---|---|---|",
         *(_row(result, results) for result in results.systems),
         "",
-        f"**{results.chosen}** is what `auto` chooses here. `against it`: its tokens per second over this system's. "
-        "Memory is that of the whole process, the weights' pages that it maps included.",
+        f"**{results.chosen}** is what `auto` chooses here; *against it*: its tokens per second over the system's.",
     ]
     lines += ["", "| figure | seen | goal |", "|---|---|---|"]
     lines += [f"| `{name}` | {value:.4g} | {GOALS.get(name, '')} |" for name, value in results.figures.items()]
@@ -96,7 +98,7 @@ def _section(stem: str, results: Results) -> str:
     failed = [result for result in results.systems if result.failure is not None]
     lines += [""] * bool(failed) + [f"- {result.name} was not measured: {result.failure}" for result in failed]
     lines += [""] * bool(results.notes) + [f"- {note}" for note in results.notes]
-    pictures = [path for path in sorted(RESULTS.glob(f"{results.kind}-{stem}-*.svg"))]
+    pictures = sorted(RESULTS.glob(f"{results.kind}-{stem}-*.svg"))
     lines += [
         line for path in pictures for line in ("", f"![{_caption(path, stem)}](../benchmarks/results/{path.name})")
     ]
@@ -145,12 +147,12 @@ def _latency_lines(results: Results) -> list[str]:
 
 
 def _length_lines(results: Results) -> list[str]:
-    if not results.lengths:
+    points = results.lengths
+    if not points:
         return []
-    lines = ["", "| system | tokens a text | tokens/s | memory |", "|---|---|---|---|"]
-    for each in results.lengths:
-        lines.append(f"| {each.system} | {each.tokens} | {_number(each.tokens_per_s)} | {_megabytes(each.memory_mb)} |")
-    return lines
+    heads = ["", "| system | tokens a text | tokens/s | memory |", "|---|---|---|---|"]
+    rows = [(each.system, str(each.tokens), _number(each.tokens_per_s), _megabytes(each.memory_mb)) for each in points]
+    return heads + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def _caption(path: Path, stem: str) -> str:

@@ -68,7 +68,11 @@ class LoadPoint:
 
 @dataclass
 class Results:
-    """One run of a benchmark. `matmul`: FLOP per second by precision, one for each round."""
+    """
+    One run of a benchmark. `matmul`: FLOP per second by precision, one for each round. On a GPU also `passages`, tokens
+    per second of 512-token passages by system and round, short texts per second through gRPC, and the most GPU memory
+    that documents of 8192 tokens took.
+    """
 
     kind: str
     machine: dict[str, Any]
@@ -83,6 +87,9 @@ class Results:
     load: list[LoadPoint] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    passages: dict[str, list[float]] = field(default_factory=dict)
+    short_texts_per_s: float | None = None
+    peak_8192_gb: float | None = None
 
     def system(self, name: str) -> SystemResult | None:
         """The system of this name."""
@@ -98,7 +105,7 @@ def read_results(path: Path) -> Results:
     """The opposite of `Results.write`."""
     data = json.loads(path.read_text(encoding="utf-8"))
     lists = {"systems": SystemResult, "latencies": Latency, "lengths": LengthRate, "load": LoadPoint}
-    parts = {name: [kind(**item) for item in data.pop(name)] for name, kind in lists.items()}
+    parts: dict[str, Any] = {name: [kind(**item) for item in data.pop(name)] for name, kind in lists.items()}
     return Results(**data, **parts)
 
 

@@ -1,51 +1,48 @@
 """Trivec as its users have it: `trivec serve` in a process of its own, and the Python client in this one."""
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from trivec_client import TrivecClient
 from trivec_client.vectors import WireEncoding
 
+from benchmarks.engines.lengths import TextSet
 from benchmarks.engines.process import SystemFailed
 from benchmarks.engines.systems import tree_rss_bytes
 from benchmarks.engines.worker import timed
-from benchmarks.engines.workload import TextSet
-from tests.serving_process import serve
 
 REQUEST_TEXTS = 16
 IN_FLIGHT = 16
 _LONGEST = 0
 """As long as the model allows."""
+_OPTIONS = [("grpc.max_receive_message_length", -1)]
+_START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 60.0
+_POLL_S = 0.05
 
 
 class ServedTrivec:
     """A server with one model, and a client that asks for all three embeddings."""
 
-    def __init__(self, repository: Path, wire: WireEncoding) -> None:
+    def __init__(self, repository: Path, wire: WireEncoding, log: Path) -> None:
         """
         Raises:
             SystemFailed: the server or its model does not start; says why.
         """
-        self._open = ExitStack()
-        before = time.monotonic()
+        self._process = _start(repository, log)
         try:
-            server = self._open.enter_context(serve(repository))
-        except AssertionError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise SystemFailed(f"trivec serve: {lines[0] if lines else 'did not start'}"[:300]) from error
-        self.start_s = time.monotonic() - before
-        self.pid = server.process.pid
-        self.target = server.target
-        self._client = self._open.enter_context(
-            TrivecClient(
-                server.target,
-                wire_encoding=wire,
-                batch_size=REQUEST_TEXTS,
-                max_in_flight=IN_FLIGHT,
-                options=[("grpc.max_receive_message_length", -1)],
-            )
+            self.target = _wait_for_target(self._process, log)
+        except SystemFailed:
+            _end(self._process)
+            raise
+        self._client = TrivecClient(
+            self.target, wire_encoding=wire, batch_size=REQUEST_TEXTS, max_in_flight=IN_FLIGHT, options=_OPTIONS
         )
         (model,) = self._client.list_models()
         if model.state != "READY":
@@ -64,7 +61,7 @@ class ServedTrivec:
     @property
     def rss_bytes(self) -> int:
         """The server's memory."""
-        return tree_rss_bytes(self.pid)
+        return tree_rss_bytes(self._process.pid)
 
     def embed(self, texts: TextSet) -> float:
         """Seconds until all three embeddings of all texts are here as arrays."""
@@ -72,7 +69,7 @@ class ServedTrivec:
 
     def embed_each(self, texts: TextSet) -> list[float]:
         """Seconds for each text in a request of its own, one after the other."""
-        return [timed(lambda text=text: self._encode([text])) for text in texts.texts]
+        return [timed(partial(self._encode, [text])) for text in texts.texts]
 
     def embed_stream(self, texts: Sequence[str], texts_per_request: int) -> float:
         """Seconds for many short texts, dense vectors alone."""
@@ -90,7 +87,41 @@ class ServedTrivec:
         return rows
 
     def close(self) -> None:
-        self._open.close()
+        self._client.close()
+        _end(self._process)
 
     def _encode(self, texts: Sequence[str]) -> None:
         self._client.encode(texts, max_length=_LONGEST, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+
+
+def _start(repository: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """`trivec serve` as a user starts it, on free ports."""
+    command = [sys.executable, "-m", "trivec_server", "serve", "--model-repository", str(repository)]
+    command += ["--grpc-port", "0", "--metrics-port", "0", "--drain-pause-s", "0"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRIVEC_")}
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def _wait_for_target(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """The address that the server prints once it has loaded its models, or failed to."""
+    ends_at = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < ends_at:
+        has_ended = process.poll() is not None
+        text = log.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"serves gRPC on (\S+:\d+)", text)
+        if found is not None:
+            return found[1]
+        if has_ended:
+            raise SystemFailed(f"trivec serve ended with {process.returncode}: {text.strip()[:200]}")
+        time.sleep(_POLL_S)
+    raise SystemFailed(f"trivec serve did not load its model in {_START_TIMEOUT_S:.0f} s")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

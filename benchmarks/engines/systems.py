@@ -6,8 +6,8 @@ from typing import Protocol
 
 import psutil
 
+from benchmarks.engines.lengths import TextSet
 from benchmarks.engines.process import WorkerProcess
-from benchmarks.engines.workload import TextSet
 
 
 class System(Protocol):
@@ -93,6 +93,12 @@ class DirectSystem:
         seconds: list[float] = self._process.ask(message)["seconds"]
         return seconds
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """The most GPU memory that the engine's process has held; None: it is not known."""
+        peak: int | None = self._process.ask({"do": "peak"})["peak_bytes"]
+        return peak
+
     def dense(self, texts: Sequence[str]) -> None:
         del texts
 
@@ -119,8 +125,8 @@ class Entrant:
 
 class Residents:
     """
-    Systems that stay loaded between rounds as long as memory lasts. They are asked for in turn, so the one to end is the
-    one used last: its next turn is the farthest away.
+    Systems that stay loaded between rounds as long as memory lasts. They are asked for in turn, so the one to end is
+    the one used last: its next turn is the farthest away.
     """
 
     def __init__(self, reserve_bytes: int) -> None:

@@ -1,6 +1,5 @@
 """Trivec's engines as systems of the contest: served, and called directly."""
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,16 +8,13 @@ from trivec_client.vectors import WireEncoding
 from trivec_server.repository.engines import choose_engine, this_machine
 from trivec_server.types import InstanceKind
 
+from benchmarks.engines.engine_process import open_engine
 from benchmarks.engines.figures import DIRECT_SUFFIX
 from benchmarks.engines.peers.catalog import ALL_THREE
-from benchmarks.engines.process import WorkerProcess
 from benchmarks.engines.served import ServedTrivec
 from benchmarks.engines.systems import DirectSystem, Entrant
 from benchmarks.engines.variants import Variant, make_repository, served_version
-from benchmarks.engines.weights import MAX_TOKENS, BenchmarkModel
-
-MAX_BATCH_SIZE = 64
-"""Of the config.pbtxt that `trivec pull` writes."""
+from benchmarks.engines.weights import BenchmarkModel
 
 
 def auto_variant(variants: Sequence[Variant], kind: InstanceKind) -> Variant:
@@ -34,22 +30,8 @@ def system_name(variant: Variant) -> str:
 
 def open_served(model: BenchmarkModel, variant: Variant, kind: str, wire: WireEncoding) -> ServedTrivec:
     """`trivec serve` with one variant."""
-    return ServedTrivec(make_repository(model, variant, kind=kind), wire)
-
-
-def open_direct(model: BenchmarkModel, variant: Variant, kind: InstanceKind, log: Path) -> DirectSystem:
-    """The variant's engine in a worker process."""
-    options = {
-        "engine": variant.engine,
-        "version": str(served_version(make_repository(model, variant, kind=f"KIND_{kind.name}"), variant)),
-        "kind": kind.name,
-        "precision": variant.precision,
-        "max_tokens": MAX_TOKENS,
-        "max_batch_size": MAX_BATCH_SIZE,
-        "device_memory_mb": None,
-    }
-    process = WorkerProcess(Path(sys.executable), "benchmarks.engines.direct", options, log)
-    return DirectSystem(process, half=kind is InstanceKind.GPU)
+    log = model.work / "logs" / f"served-{variant.name}.log"
+    return ServedTrivec(make_repository(model, variant, kind=kind), wire, log)
 
 
 def served_entrant(model: BenchmarkModel, variant: Variant, wire: WireEncoding) -> Entrant:
@@ -64,6 +46,11 @@ def direct_entrant(model: BenchmarkModel, variant: Variant, log: Path) -> Entran
     return Entrant(
         system_name(variant) + DIRECT_SUFFIX,
         ALL_THREE,
-        partial(open_direct, model, variant, InstanceKind.CPU, log),
+        partial(_open_direct, model, variant, log),
         model.bytes * 3 // 2,
     )
+
+
+def _open_direct(model: BenchmarkModel, variant: Variant, log: Path) -> DirectSystem:
+    repository = make_repository(model, variant, kind="KIND_CPU")
+    return open_engine(served_version(repository, variant), variant, "CPU", log)

@@ -36,7 +36,7 @@ CPU_VARIANTS = (
 GPU_VARIANTS = (Variant("pytorch", precision="float16"), Variant("pytorch", precision="float8"))
 
 
-def make_repository(model: BenchmarkModel, variant: Variant, *, kind: str) -> Path:
+def make_repository(model: BenchmarkModel, variant: Variant, *, kind: str, max_batch_size: int | None = None) -> Path:
     """
     A model repository for one variant. The pulled version is in it by a link; an export that is there is used again.
 
@@ -44,6 +44,7 @@ def make_repository(model: BenchmarkModel, variant: Variant, *, kind: str) -> Pa
         model: What to serve.
         variant: By which engine.
         kind: `KIND_CPU` or `KIND_GPU`.
+        max_batch_size: The most texts in a batch; None: as `trivec pull` wrote it.
 
     Raises:
         SystemFailed: `trivec export` cannot make it.
@@ -52,7 +53,7 @@ def make_repository(model: BenchmarkModel, variant: Variant, *, kind: str) -> Pa
     directory = repository / MODEL
     directory.mkdir(parents=True, exist_ok=True)
     config = (model.version.parent / "config.pbtxt").read_text(encoding="utf-8")
-    (directory / "config.pbtxt").write_text(_configured(config, variant, kind), encoding="utf-8")
+    (directory / "config.pbtxt").write_text(_configured(config, variant, kind, max_batch_size), encoding="utf-8")
     if not (directory / "1").exists():
         (directory / "1").symlink_to(model.version)
     if variant.export is not None and not (directory / "2" / "manifest.json").exists():
@@ -65,11 +66,13 @@ def served_version(repository: Path, variant: Variant) -> Path:
     return repository / MODEL / ("1" if variant.export is None else "2")
 
 
-def _configured(config: str, variant: Variant, kind: str) -> str:
+def _configured(config: str, variant: Variant, kind: str, max_batch_size: int | None) -> str:
     lines = []
     for line in config.splitlines():
         if line.startswith("backend:"):
             lines.append(f'backend: "{variant.engine}"')
+        elif line.startswith("max_batch_size:") and max_batch_size is not None:
+            lines.append(f"max_batch_size: {max_batch_size}")
         else:
             lines.append(line.replace("KIND_CPU", kind))
     if variant.precision is not None:

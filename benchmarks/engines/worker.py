@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
 
@@ -48,7 +49,7 @@ def started(
     """An embedder's operations: `embed` times one call for each list of texts, `dense` gives vectors."""
 
     def embed(message: Message) -> Message:
-        return {"seconds": [timed(lambda texts=texts: embedder.embed(texts)) for texts in message["batches"]]}
+        return {"seconds": [timed(partial(embedder.embed, texts)) for texts in message["batches"]]}
 
     def dense(message: Message) -> Message:
         return {"dense": [[float(number) for number in row] for row in embedder.dense(message["texts"])]}

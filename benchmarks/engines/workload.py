@@ -1,38 +1,20 @@
 """
-The texts that every system is given, half Chinese and half words in Latin letters, made from the vocabulary of the model's own
-tokenizer so that each has the number of tokens that was drawn for it. The same seed gives the same texts.
+The texts that every system is given, half Chinese and half words in Latin letters, made from the vocabulary of the
+model's own tokenizer so that each has the number of tokens that was drawn for it. The same seed gives the same texts.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.engines.lengths import SPECIAL_TOKENS, mixed_lengths, query_lengths, seeded
+from benchmarks.engines.lengths import SPECIAL_TOKENS, TextSet, mixed_lengths, query_lengths, seeded
 
 _COMMON_PIECES = 20_000
 _CJK = ("\u4e00", "\u9fff")
-
-
-@dataclass(frozen=True, slots=True)
-class TextSet:
-    """Texts and their lengths in tokens, both special ones included."""
-
-    name: str
-    texts: tuple[str, ...]
-    lengths: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-    def every(self, step: int) -> "TextSet":
-        """Each `step`-th text."""
-        return TextSet(self.name, self.texts[::step], self.lengths[::step])
 
 
 class TextMaker:

@@ -33,7 +33,7 @@ class M3Serve:
 
     def _run(self, texts: list[str], *, all_outputs: bool) -> Sequence["_Result"]:
         async def all_texts() -> Sequence[_Result]:
-            return await asyncio.gather(
+            results: Sequence[_Result] = await asyncio.gather(
                 *(
                     self._engine.embed(
                         [text], return_sparse=all_outputs, return_colbert=all_outputs, timeout=_TIMEOUT_S
@@ -41,6 +41,7 @@ class M3Serve:
                     for text in texts
                 )
             )
+            return results
 
         return self._loop.run_until_complete(all_texts())
 

@@ -7,7 +7,6 @@ from sentence_transformers import SentenceTransformer  # type: ignore[import-not
 
 from benchmarks.engines.worker import Message, Started, run_worker, started
 
-
 _OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
