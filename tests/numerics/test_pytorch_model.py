@@ -63,15 +63,15 @@ def test_texts_that_overflow_float16_are_computed_again_in_float32(torch: Any) -
 
 
 @pytest.mark.parametrize(
-    ("name", "modes"),
+    ("name", "factor", "modes"),
     [
-        ("colbert_linear.weight", Mode.MULTI_VECTOR),
-        ("sparse_linear.weight", Mode.SPARSE),
-        ("encoder.layer.1.output.LayerNorm.weight", Mode.DENSE),
+        ("colbert_linear.weight", 1e38, Mode.MULTI_VECTOR),
+        ("sparse_linear.weight", 3e38, Mode.SPARSE),
+        ("encoder.layer.1.output.LayerNorm.weight", 1e38, Mode.DENSE),
     ],
 )
-def test_texts_that_overflow_float32_too_are_named(torch: Any, name: str, modes: Mode) -> None:
-    engine = cpu_engine(scaled(name, 1e38), torch.float32)
+def test_texts_that_overflow_float32_too_are_named(torch: Any, name: str, factor: float, modes: Mode) -> None:
+    engine = cpu_engine(scaled(name, factor), torch.float32)
     batch = batch_of(random_texts(*LENGTHS))
 
     output = engine.run(batch, modes)
