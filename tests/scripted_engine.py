@@ -39,8 +39,8 @@ def expected_multi_vector(ids: list[int]) -> NDArray[np.float32]:
 @dataclass
 class Script:
     """
-    What the engines do. `gate`, while cleared, holds every batch, `building` every engine's construction, of which the next `build_failures` die;
-    `before_run` may raise; `batches` are seen.
+    What the engines do. `gate`, while cleared, holds every batch, `building` every engine's construction, of which the
+    next `build_failures` die; `before_run` may raise; `batches` are seen.
     """
 
     gate: threading.Event = field(default_factory=threading.Event)

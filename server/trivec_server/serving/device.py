@@ -229,7 +229,7 @@ class _Serving:
             except LoadError as error:
                 if not isinstance(error.__cause__, EngineLost):
                     raise
-                _log.error("engine died while it was built", engine=self._name, reason=str(error))  # noqa: TRY400 - no fault of ours
+                _log.error("engine died while it was built", engine=self._name, reason=str(error))
         before, now = self._info, engine.info
         if (before.engine, before.device, before.precision) != (now.engine, now.device, now.precision):
             engine.close()
