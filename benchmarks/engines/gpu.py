@@ -106,8 +106,8 @@ class GpuBenchmark:
         print(f"{name}", flush=True)
         try:
             measure()
-        except SystemFailed as failure:
-            self._note(f"{name}: {failure}")
+        except Exception as failure:  # noqa: BLE001 - one stage's fault must not lose the figures of the others
+            self._note(f"{name}: {type(failure).__name__}: {failure}")
 
     @property
     def _device(self) -> str:

@@ -23,6 +23,7 @@ from benchmarks.engines.workload import TextMaker
 _BATCH_SIZES = (64, 128, 256)
 _SHORT_TEXTS = 16_384
 _TEXTS_PER_REQUEST = 256
+_HYBRID_TEXTS_PER_REQUEST = 128
 _STREAMS = 4
 _STREAM_S = 5.0
 _MODULE = "benchmarks.engines.peers.flagembedding"
@@ -58,7 +59,7 @@ def measure_served(
     served = Variant("pytorch") if place.small else variant
     kind = "KIND_CPU" if place.small else "KIND_GPU"
     repository = make_repository(model, served, kind=kind, max_batch_size=place.batch_texts)
-    server = ServedTrivec(repository, "float16", logs / "served.log")
+    server = ServedTrivec(repository, "float16", logs / "served.log", _HYBRID_TEXTS_PER_REQUEST)
     try:
         result.settings = server.settings
         server.embed(mixed)
@@ -67,7 +68,7 @@ def measure_served(
             results.short_texts_per_s = stream_rate(
                 server.target,
                 queries,
-                texts_per_request=_TEXTS_PER_REQUEST,
+                texts_per_request=min(_TEXTS_PER_REQUEST, len(queries.texts)),
                 streams=_STREAMS,
                 duration_s=duration_s,
             )

@@ -30,7 +30,7 @@ _POLL_S = 0.05
 class ServedTrivec:
     """A server with one model, and a client that asks for all three embeddings."""
 
-    def __init__(self, repository: Path, wire: WireEncoding, log: Path) -> None:
+    def __init__(self, repository: Path, wire: WireEncoding, log: Path, request_texts: int = REQUEST_TEXTS) -> None:
         """
         Raises:
             SystemFailed: the server or its model does not start; says why.
@@ -42,7 +42,7 @@ class ServedTrivec:
             _end(self._process)
             raise
         self._client = TrivecClient(
-            self.target, wire_encoding=wire, batch_size=REQUEST_TEXTS, max_in_flight=IN_FLIGHT, options=_OPTIONS
+            self.target, wire_encoding=wire, batch_size=request_texts, max_in_flight=IN_FLIGHT, options=_OPTIONS
         )
         (model,) = self._client.list_models()
         if model.state != "READY":
@@ -50,7 +50,7 @@ class ServedTrivec:
             raise SystemFailed(model.state_reason[:300])
         self.engine, self.precision, self.device = model.engine, model.precision, model.device
         self.settings = (
-            f"{model.engine}, {model.precision}, {model.device}; gRPC, {REQUEST_TEXTS} texts a request, {wire} vectors"
+            f"{model.engine}, {model.precision}, {model.device}; gRPC, {request_texts} texts a request, {wire} vectors"
         )
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.engines.environments import environment
-from benchmarks.engines.process import run_module
+from benchmarks.engines.process import SystemFailed, run_module
 from benchmarks.engines.weights import MAX_TOKENS, BenchmarkModel
 
 Options: TypeAlias = Mapping[str, Any]
@@ -43,6 +43,8 @@ def _prepare_infinity(model: BenchmarkModel, may_install: bool) -> Options:
 
 
 def _prepare_bge_m3_lite(model: BenchmarkModel, may_install: bool) -> Options:
+    if model.small:
+        raise SystemFailed("it knows BGE-M3's own shapes alone")
     directory = _exported(model, may_install)
     python = environment("bge-m3-lite", may_install=may_install)
     run_module(python, "benchmarks.engines.peers.fuse_onnx", directory)
