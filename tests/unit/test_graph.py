@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from trivec_server.backends.graph import MODEL_FILE, write_graph, write_graph_beside
 from trivec_server.backends.graph_nodes import DATA_FILE
+from trivec_server.backends.graph_outliers import find_outliers
 from trivec_server.backends.graph_spec import (
     CPU_INT8,
     CUDA_FLOAT16,
@@ -255,6 +256,31 @@ def test_int8_rounds_each_token_by_itself(tmp_path: Path, tensors: dict[str, Arr
     for text, parts in zip(texts, together, strict=True):
         for alone, among in zip(run(session, [text])[0], parts, strict=True):
             np.testing.assert_allclose(alone, among, rtol=0, atol=2e-2)
+
+
+def test_channels_of_large_numbers_are_found_and_stay_in_float32(tmp_path: Path, tensors: dict[str, Array]) -> None:
+    """As trained models have them: one channel of a layer norm is far above the others."""
+    prefix = "encoder.layer.1.attention.output.LayerNorm"
+    scales = tensors[f"{prefix}.weight"].astype(np.float32)
+    scales[5] = 60
+    changed = tensors | {f"{prefix}.weight": scales}
+    assert find_outliers(XLM_ROBERTA, ArraySource(changed))["encoder.layer.1.intermediate.dense"] == (5,)
+    write_graph(tmp_path, XLM_ROBERTA, ArraySource(changed), LINEAR_HEADS, CPU_INT8)
+    exact = {tensor.name: tensor for tensor in onnx.load(str(tmp_path / MODEL_FILE)).graph.initializer}
+    name = "encoder.layer.1.intermediate.dense.weight"
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(exact[f"{name}_exact"])[0], tensors[name][:, 5])
+    texts = random_texts(40, 17)
+    forward = Forward(XLM_ROBERTA, LINEAR_HEADS, changed)
+    for found, expected in zip(run(open_session(tmp_path), texts), map(forward, texts), strict=True):
+        assert found[0] @ expected[0] >= 0.999
+
+
+@pytest.mark.parametrize("spec", [XLM_ROBERTA, BERT])
+def test_the_search_for_outliers_is_the_same_every_time(spec: EncoderSpec, tensors: dict[str, Array]) -> None:
+    source = ArraySource(tensors)
+    found = find_outliers(spec, source)
+    assert found == find_outliers(spec, source)
+    assert len(found) == 4 * spec.layers
 
 
 def test_a_value_that_is_not_finite_cannot_be_rounded_to_int8(tmp_path: Path, tensors: dict[str, Array]) -> None:

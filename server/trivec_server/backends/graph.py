@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from trivec_server.backends.graph_encoder import Encoder
 from trivec_server.backends.graph_heads import Heads
 from trivec_server.backends.graph_nodes import CONTRIB, DATA_FILE, DataAlreadyThere, GraphNodes
+from trivec_server.backends.graph_outliers import find_outliers
 from trivec_server.backends.graph_spec import (
     PORTABLE,
     EncoderSpec,
@@ -40,8 +41,9 @@ def write_graph(
     Writes `model.onnx` and its weights, `model.onnx.data`, into a directory that exists.
 
     Tensors are asked for one at a time, in the order of the graph; at most one is in memory, and one block of its
-    converted copy; with int8, one matrix in float32 and its rounded copy. A graph of another arithmetic than float32
-    does not say what encoder its weights belong to, since they are no longer fit to make other versions of.
+    converted copy. For int8 all are asked for twice, and one matrix is in memory in float32. A graph of another
+    arithmetic than float32 does not say what encoder its weights belong to, since they are no longer fit to make other
+    versions of.
 
     Raises:
         LoadError: a tensor is missing, not finite, or of another shape or type than `spec` and `heads` say.
@@ -70,7 +72,8 @@ def _build(
     nodes: GraphNodes, spec: EncoderSpec, tensors: TensorSource, heads_spec: HeadsSpec, form: GraphForm
 ) -> onnx.ModelProto:
     weights = GraphWeights(nodes, tensors, spec.precision)
-    hidden = Encoder(nodes, spec, weights, form).write()
+    outliers = find_outliers(spec, tensors) if form.arithmetic == "int8" else {}
+    hidden = Encoder(nodes, spec, weights, form, outliers).write()
     heads = Heads(nodes, spec, heads_spec, weights, flags=form.flags)
     heads.write(hidden)
     inputs = [

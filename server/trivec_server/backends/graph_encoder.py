@@ -1,5 +1,7 @@
 """The encoder's part of a graph: embeddings and transformer layers, BERT or XLM-RoBERTa."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from onnx import TensorProto
 
@@ -16,14 +18,23 @@ class Encoder:
     Writes the nodes of an encoder, from `input_ids` and `attention_mask`, both int64 [B, T], to the last hidden state.
 
     The formulas are those of transformers' BertModel and XLMRobertaModel: erf GELU, layer norm after each residual
-    sum. Embeddings are computed in float32, layers as `form` says. Letters in comments: B texts, T tokens.
+    sum. Embeddings are computed in float32, layers as `form` says, with the `outliers` of `find_outliers` if in int8.
+    Letters in comments: B texts, T tokens.
     """
 
-    def __init__(self, nodes: GraphNodes, spec: EncoderSpec, weights: GraphWeights, form: GraphForm) -> None:
+    def __init__(
+        self,
+        nodes: GraphNodes,
+        spec: EncoderSpec,
+        weights: GraphWeights,
+        form: GraphForm,
+        outliers: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self._nodes = nodes
         self._spec = spec
         self._weights = weights
         self._form = form
+        self._outliers = outliers
 
     def write(self) -> str:
         """Returns the name of the last hidden state, float32 [B, T, hidden]."""
@@ -31,7 +42,8 @@ class Encoder:
             hidden = self._embeddings()
         with self._nodes.scope("attention"):
             attention = make_attention(self._nodes, self._spec, self._form)
-        return Layers(self._nodes, self._spec, self._weights, attention, self._form.arithmetic).write(hidden)
+        layers = Layers(self._nodes, self._spec, self._weights, attention, self._form.arithmetic, self._outliers)
+        return layers.write(hidden)
 
     def _embeddings(self) -> str:
         nodes, hidden = self._nodes, self._spec.hidden

@@ -1,7 +1,8 @@
 """The transformer layers of a graph, post layer norm, in float32, float16, or with int8 matrix products."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -27,7 +28,13 @@ class Layers:
     """
 
     def __init__(
-        self, nodes: GraphNodes, spec: EncoderSpec, weights: GraphWeights, attention: Attention, arithmetic: Arithmetic
+        self,
+        nodes: GraphNodes,
+        spec: EncoderSpec,
+        weights: GraphWeights,
+        attention: Attention,
+        arithmetic: Arithmetic,
+        outliers: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._nodes = nodes
         self._spec = spec
@@ -38,7 +45,7 @@ class Layers:
         linears: dict[Arithmetic, Linear] = {
             "float32": weights.linear,
             "float16": weights.half_linear,
-            "int8": _Int8Linear(nodes, weights).write,
+            "int8": _Int8Linear(nodes, weights, outliers).write,
         }
         self._linear = linears[arithmetic]
 
@@ -75,51 +82,77 @@ class Layers:
         return self._weights.layer_norm(x, prefix, self._spec.hidden, self._spec.layer_norm_eps, self._number)
 
 
+@dataclass(frozen=True, slots=True)
+class _RoundedRows:
+    """
+    Some x [..., K], as a matrix [M, K] of uint8 around 128 with scales [M, 1], less its outliers, which are [M, J] in
+    float32, None if there are none. `source` is the name of x.
+    """
+
+    source: str
+    matrix: str
+    scales: str
+    outliers: str | None
+
+
 class _Int8Linear:
     """
     x W^T + b with W in int8, one scale for each output, and x rounded to whole numbers of -127 to 127 at run time, one
-    scale for each row of x, that is, for each token.
+    scale for each row of x, that is, for each token. Outliers of x are multiplied in float32.
 
-    One scale for all of x, as onnxruntime's quantization has it, is faster by a sixth, but a text's result would
-    depend on the texts it shares a batch with, and one token with a large number would cost all others their accuracy.
+    One scale for all of x and no outliers, as in onnxruntime's own quantization, takes two thirds of the time, but a
+    text's result would depend on the texts it shares a batch with. With m3-mini, a scale for each token alone gives
+    dense vectors whose mean cosine to float32 is 0.9992, and with outliers 0.9999.
     """
 
-    def __init__(self, nodes: GraphNodes, weights: GraphWeights) -> None:
+    def __init__(self, nodes: GraphNodes, weights: GraphWeights, outliers: Mapping[str, tuple[int, ...]]) -> None:
         self._nodes = nodes
         self._weights = weights
-        self._rounded: tuple[str, str, str] | None = None
+        self._outliers = outliers
+        self._rounded: _RoundedRows | None = None
 
     def write(self, x: str, prefix: str, inputs: int, outputs: int) -> str:
         """As `Linear`."""
         nodes = self._nodes
-        rows, row_scales = self._rows(x, inputs)
-        weight, scales = self._weights.int8_matrix(f"{prefix}.weight", outputs, inputs)
+        outliers = self._outliers.get(prefix) or self._outliers.get(prefix.rpartition(".")[0]) or ()
+        rows = self._round(x, inputs, outliers)
+        weight = self._weights.int8_matrix(f"{prefix}.weight", outputs, inputs, outliers)
         product = nodes.add(
             f"{CONTRIB}.MatMulIntegerToFloat",
-            rows,
-            weight,
+            rows.matrix,
+            weight.rounded,
             nodes.constant(1.0, np.float32),
-            scales,
+            weight.scales,
             nodes.constant(_ZERO_POINT, np.uint8),
         )
-        return nodes.add("Add", nodes.add("Mul", product, row_scales), self._weights.vector(f"{prefix}.bias", outputs))
+        product = nodes.add("Mul", product, rows.scales)
+        if rows.outliers is not None and weight.exact is not None:
+            product = nodes.add("Gemm", rows.outliers, weight.exact, product)
+        shape = nodes.add("Concat", nodes.add("Shape", x, start=0, end=2), nodes.constant([outputs]), axis=0)
+        product = nodes.add("Reshape", product, shape)
+        return nodes.add("Add", product, self._weights.vector(f"{prefix}.bias", outputs))
 
-    def _rows(self, x: str, size: int) -> tuple[str, str]:
-        """The rows of x as uint8 around 128 and the rows' scales [..., 1]; the same x is rounded once."""
-        if self._rounded is not None and self._rounded[0] == x:
-            return self._rounded[1:]
+    def _round(self, x: str, size: int, outliers: tuple[int, ...]) -> _RoundedRows:
+        """Query, key and value are of the same x, which is rounded once."""
+        if self._rounded is None or self._rounded.source != x:
+            self._rounded = self._rounded_rows(x, size, outliers)
+        return self._rounded
+
+    def _rounded_rows(self, x: str, size: int, outliers: tuple[int, ...]) -> _RoundedRows:
         nodes = self._nodes
-        last = nodes.constant([-1])
-        top = nodes.add("ReduceMax", x, last, keepdims=1)
-        bottom = nodes.add("ReduceMin", x, last, keepdims=1)
+        matrix, last, apart = nodes.add("Reshape", x, nodes.constant([-1, size])), nodes.constant([-1]), None
+        if outliers:
+            apart = nodes.add("Gather", matrix, nodes.constant(outliers), axis=1)
+            kept = np.ones(size, np.float32)
+            kept[list(outliers)] = 0
+            matrix = nodes.add("Mul", matrix, nodes.weight(nodes.name("kept"), kept, np.float32))
+        top = nodes.add("ReduceMax", matrix, last, keepdims=1)
+        bottom = nodes.add("ReduceMin", matrix, last, keepdims=1)
         largest = nodes.add("Max", top, nodes.add("Neg", bottom))
         scales = nodes.add("Mul", largest, nodes.constant(1 / INT8_MOST, np.float32))
         scales = nodes.add("Max", scales, nodes.constant(_LEAST_SCALE, np.float32))
-        # As a matrix, since QuantizeLinear takes a scale for each row along one axis only.
-        matrix = nodes.add("Reshape", x, nodes.constant([-1, size]))
+        # QuantizeLinear wants a scale and a zero point for each row as vectors.
         flat_scales = nodes.add("Reshape", scales, last)
         zero_points = nodes.add("Expand", nodes.constant([_ZERO_POINT], np.uint8), nodes.add("Shape", flat_scales))
-        matrix = nodes.add("QuantizeLinear", matrix, flat_scales, zero_points, axis=0)
-        rows = nodes.add("Reshape", matrix, nodes.add("Shape", x))
-        self._rounded = (x, rows, scales)
-        return rows, scales
+        rounded = nodes.add("QuantizeLinear", matrix, flat_scales, zero_points, axis=0)
+        return _RoundedRows(x, rounded, scales, apart)

@@ -33,7 +33,7 @@ class TensorSource(Protocol):
 
     def get(self, name: str) -> NDArray[np.generic]:
         """
-        One tensor. Each is asked for once, so nothing needs to be kept.
+        One tensor. Each is asked for once, for int8 twice, so nothing needs to be kept.
 
         Raises:
             LoadError: it cannot be read.

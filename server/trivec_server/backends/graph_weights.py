@@ -1,5 +1,8 @@
 """Tensors out of a source into a graph: each checked, stored once, and given to the nodes as float32."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
@@ -10,6 +13,18 @@ from trivec_server.errors import LoadError
 
 INT8_MOST = 127
 """The largest whole number that a rounded weight or activation is; the smallest is -127."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Matrix:
+    """
+    The names of a rounded linear weight: `rounded` int8 [inputs, outputs], `scales` float32 [outputs], and the inputs
+    that were not rounded, `exact` float32 [J, outputs].
+    """
+
+    rounded: str
+    scales: str
+    exact: str | None
 
 
 class GraphWeights:
@@ -40,18 +55,21 @@ class GraphWeights:
             "Add", self._nodes.add("MatMul", x, stored), self.vector(f"{prefix}.bias", outputs, np.float16)
         )
 
-    def int8_matrix(self, name: str, outputs: int, inputs: int) -> tuple[str, str]:
-        """
-        A linear weight as int8 [inputs, outputs], rounded to -127 to 127, and a float32 scale for each output.
-        """
-        weight = np.asarray(self._checked(name, (outputs, inputs)), np.float32)
+    def int8_matrix(self, name: str, outputs: int, inputs: int, exact: Sequence[int] = ()) -> Int8Matrix:
+        """A linear weight rounded to -127 to 127, but for the inputs `exact`, which stay in float32."""
+        weight = np.array(self._checked(name, (outputs, inputs)), np.float32)
+        kept = weight[:, list(exact)].T
+        weight[:, list(exact)] = 0
         largest = np.abs(weight).max(axis=1)
         if not np.isfinite(largest).all():
             raise LoadError(f"tensor {name}: a value is not finite")
         scales = np.where(largest > 0, largest / INT8_MOST, 1).astype(np.float32)
-        rounded = np.rint(weight / scales[:, None])
-        stored = self._nodes.weight(name, np.clip(rounded, -INT8_MOST, INT8_MOST).T, np.int8)
-        return stored, self._nodes.weight(f"{name}_scale", scales, np.float32)
+        np.rint(np.divide(weight, scales[:, None], out=weight), out=weight)
+        return Int8Matrix(
+            rounded=self._nodes.weight(name, np.clip(weight, -INT8_MOST, INT8_MOST, out=weight).T, np.int8),
+            scales=self._nodes.weight(f"{name}_scales", scales, np.float32),
+            exact=self._nodes.weight(f"{name}_exact", kept, np.float32) if len(exact) else None,
+        )
 
     def layer_norm(
         self, x: str, prefix: str, size: int, epsilon: float, number: type[np.float32 | np.float16] = np.float32
