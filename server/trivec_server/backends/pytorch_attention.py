@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trivec_server.backends.pytorch_batch import DeviceBatch
+from trivec_server.backends.pytorch_batch import DeviceBatch, Run
 
 Attention: TypeAlias = Callable[[Tensor, DeviceBatch, int], Tensor]
 """From queries, keys and values side by side, [N, 3 hidden], a batch and the number of heads to [N, hidden]."""
@@ -17,15 +17,16 @@ Attention: TypeAlias = Callable[[Tensor, DeviceBatch, int], Tensor]
 
 def attend_by_length(qkv: Tensor, batch: DeviceBatch, heads: int) -> Tensor:
     """On any device, in any precision: one call for all texts of equal length. Needs no memory for the scores."""
-    hidden = qkv.shape[1] // 3
-    context = qkv.new_empty(qkv.shape[0], hidden)
-    for run in batch.layout.runs:
-        end = run.start + run.count * run.length
-        split = qkv[run.start : end].view(run.count, run.length, 3, heads, hidden // heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # [count, heads, length, head size] each
-        result = functional.scaled_dot_product_attention(query, key, value)
-        context[run.start : end].view(run.count, run.length, heads, -1).copy_(result.transpose(1, 2))
-    return context
+    contexts = [_attend(qkv, run, heads) for run in batch.layout.runs]
+    return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+
+
+def _attend(qkv: Tensor, run: Run, heads: int) -> Tensor:
+    rows = qkv[run.start : run.start + run.count * run.length]
+    split = rows.view(run.count, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = split  # [count, heads, length, head size] each
+    context = functional.scaled_dot_product_attention(query, key, value)
+    return context.transpose(1, 2).reshape(len(rows), -1)
 
 
 def packed_attention(dtype: torch.dtype, head_size: int, compute_capability: tuple[int, int]) -> Attention | None:

@@ -6,7 +6,7 @@ import torch
 
 from trivec_server.backends.graph_spec import EncoderSpec
 from trivec_server.backends.hardware import cpu_has_bfloat16, nvidia_gpu_count, threads_per_instance
-from trivec_server.backends.interface import Engine, EngineRequest
+from trivec_server.backends.interface import Engine, EngineLost, EngineRequest
 from trivec_server.backends.pytorch_attention import attend_by_length, packed_attention
 from trivec_server.backends.pytorch_cuda import CudaEngine
 from trivec_server.backends.pytorch_encoder import Arithmetic
@@ -56,6 +56,8 @@ def _build_cpu(request: EngineRequest, notes: tuple[str, ...]) -> Engine:
     precision = request.precision or ("bfloat16" if cpu_has_bfloat16() else "float32")
     if precision not in _CPU_TYPES:
         raise LoadError(_no_such_precision(precision, "a CPU", _CPU_TYPES))
+    if precision == "bfloat16" and not cpu_has_bfloat16():
+        notes = (*notes, "this CPU has no bfloat16 instructions: precision float32 is faster")
     return CpuEngine(
         open_stored_model(request.version_dir),
         cpu_arithmetic(_CPU_TYPES[precision]),
@@ -78,15 +80,20 @@ def _build_cuda(request: EngineRequest) -> Engine:
     precision = request.precision or "float16"
     notes = [f"GPU {index}: {torch.cuda.get_device_name(device)}"]
     arithmetic = _cuda_arithmetic(device, precision, stored.encoder, notes)
-    return CudaEngine(
-        stored,
-        arithmetic,
-        precision=precision,
-        max_tokens=min(request.max_tokens, stored.encoder.max_tokens),
-        memory_mb=request.device_memory_mb,
-        token_budget=request.token_budget,
-        notes=tuple(notes),
-    )
+    try:
+        return CudaEngine(
+            stored,
+            arithmetic,
+            precision=precision,
+            max_tokens=min(request.max_tokens, stored.encoder.max_tokens),
+            memory_mb=request.device_memory_mb,
+            token_budget=request.token_budget,
+            notes=tuple(notes),
+        )
+    except MemoryError as error:
+        raise LoadError(f"the model does not fit into the memory of GPU {index} that it may take") from error
+    except EngineLost as error:
+        raise LoadError(f"GPU {index} cannot be used: {error}") from error
 
 
 def _cuda_arithmetic(device: torch.device, precision: str, spec: EncoderSpec, notes: list[str]) -> Arithmetic:

@@ -69,7 +69,7 @@ class CpuEngine:
             if not self._model.is_exact:
                 output = recompute_non_finite(batch, output, lambda texts: self._run(texts, modes, exact=True))
         except RuntimeError as error:
-            if "can't allocate memory" in str(error):
+            if "can't allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise MemoryError("PyTorch could not allocate memory") from error
             raise
         if len(batch.token_ids) >= _TRIM_TOKENS:
