@@ -10,6 +10,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import openvino
@@ -22,18 +23,21 @@ from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, E
 from trivec_server.backends.openvino_files import BIN_FILE, XML_FILE, OpenedFiles, read_files
 from trivec_server.backends.openvino_graph import WeightType, keep_halves, write_openvino
 from trivec_server.backends.openvino_packing import pack
+from trivec_server.backends.openvino_probe import bfloat16_is_right
 from trivec_server.backends.openvino_tables import Tables
 from trivec_server.backends.stored_model import open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind, Mode
 
-_TOKEN_BUDGET = 1024
+_TOKEN_BUDGET = 640
+"""Where matrix products are fastest (`openvino_packing.padded_size`); larger batches only wait longer."""
 _TRIM_TOKENS = 512
 """Batches from this size on take so long that 2 ms for giving memory back do not count."""
+_LARGE_TOKENS = 2048
 _LIBC = ctypes.CDLL(None)
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 _FIRST_RUN_TOKENS = 16
-_NO_NOTES: tuple[str, ...] = ()
+_QUANTIZATION_GROUP = 32
+_WRONG_BFLOAT16 = "this release of OpenVINO computes bfloat16 wrongly on this CPU"
 _IN_MEMORY_NOTE = "openvino: built from the weights in memory; `trivec export` makes it load faster and hold less"
 
 
@@ -83,19 +87,20 @@ def _compile(request: EngineRequest, threads: int) -> _Compiled:
     core = openvino.Core()
     if (request.version_dir / XML_FILE).is_file():
         files = read_files(request.version_dir, core)
-        precision, notes = _exported_precision(request.precision, files), _NO_NOTES
+        precision, notes = _exported_precision(request.precision, files)
     else:
         if (request.version_dir / BIN_FILE).is_file():
             raise LoadError(f"{XML_FILE} is missing beside {BIN_FILE}; run `trivec export` again")
-        precision = _own_precision(request.precision)
+        precision, notes = _own_precision(request.precision)
         files = _in_memory(request.version_dir, precision)
-        notes = (_IN_MEMORY_NOTE,)
+        notes = (*notes, _IN_MEMORY_NOTE)
     keep_halves(files.model)
     config = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_PRECISION_HINT": _hint(precision),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": str(request.instances),
         "INFERENCE_NUM_THREADS": str(threads * request.instances),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_QUANTIZATION_GROUP),
         # Pinned threads would fight with those of other instances and processes for the same cores.
         "ENABLE_CPU_PINNING": "NO",
     }
@@ -106,29 +111,44 @@ def _compile(request: EngineRequest, threads: int) -> _Compiled:
     return _Compiled(model=model, files=files, precision=precision, notes=notes)
 
 
-def _exported_precision(asked: str | None, files: OpenedFiles) -> str:
+def _hint(precision: str) -> str:
+    """
+    OpenVINO's name of the arithmetic. Weights in int8 are widened to bfloat16 where the CPU multiplies that; elsewhere
+    the other side of the product is rounded to int8 at run time, in groups that share a scale.
+    """
+    if precision == "float32" or (precision == "int8" and not (cpu_has_bfloat16() and bfloat16_is_right())):
+        return "f32"
+    return "bf16"
+
+
+_Choice: TypeAlias = tuple[str, tuple[str, ...]]
+"""A precision, and what to say of it."""
+
+
+def _exported_precision(asked: str | None, files: OpenedFiles) -> _Choice:
     """What to compute an exported model in."""
-    if files.weights == "int8":
-        if asked not in {None, "int8"}:
-            raise LoadError(f"precision {asked} is not possible with this version: its weights are int8")
-        return "int8"
-    if asked == "int8":
-        raise LoadError("precision int8 needs a version with int8 weights: run `trivec export` with --precision int8")
-    if asked is None and files.precision == "float32":
-        return "float32"
-    return _own_precision(asked)
+    if files.weights != "int8":
+        return _own_precision(files.precision if asked is None and files.precision == "float32" else asked)
+    if asked not in {None, "int8"}:
+        raise LoadError(f"precision {asked} is not possible with this version: its weights are int8")
+    return "int8", ()
 
 
-def _own_precision(asked: str | None) -> str:
-    if asked is None:
-        return "bfloat16" if cpu_has_bfloat16() else "float32"
+def _own_precision(asked: str | None) -> _Choice:
+    """What to compute in where the weights do not say it."""
     if asked == "int8":
         raise LoadError("precision int8 needs a version with int8 weights: run `trivec export` with --precision int8")
-    if asked not in {"float32", "bfloat16"}:
+    if asked not in {None, "float32", "bfloat16"}:
         raise LoadError(f"the openvino engine cannot compute in {asked}: use float32, bfloat16 or int8")
-    if asked == "bfloat16" and not cpu_has_bfloat16():
+    if asked == "float32" or (asked is None and not cpu_has_bfloat16()):
+        return "float32", ()
+    if not cpu_has_bfloat16():
         raise LoadError("precision bfloat16 needs a CPU with AVX512-BF16, AMX or Arm's BF16: use float32")
-    return asked
+    if bfloat16_is_right():
+        return "bfloat16", ()
+    if asked == "bfloat16":
+        raise LoadError(f"{_WRONG_BFLOAT16}: use float32")
+    return "float32", (f"openvino: {_WRONG_BFLOAT16}, so it computes in float32",)
 
 
 def _in_memory(version_dir: Path, precision: str) -> OpenedFiles:
@@ -149,7 +169,7 @@ class OpenVinoEngine:
     """One stream of a compiled model."""
 
     def __init__(self, compiled: _Compiled, token_budget: int) -> None:
-        self._compiled: _Compiled | None = compiled
+        self._compiled = compiled
         self._files = compiled.files
         self._request = compiled.model.create_infer_request()
         spec, heads = self._files.encoder, self._files.heads
@@ -189,11 +209,8 @@ class OpenVinoEngine:
         words = np.zeros((packed.size, spec.hidden), np.float32)
         tables.word_rows(batch.token_ids, words[: len(batch.token_ids)])
         inputs = {
+            **packed.inputs(),
             "words": words,
-            "positions": packed.positions,
-            "cells": packed.cells,
-            "mask": packed.mask,
-            "tokens": packed.tokens,
             "vector_tokens": np.arange(packed.size if Mode.MULTI_VECTOR in modes else 0, dtype=np.int32),
         }
         try:
@@ -203,14 +220,17 @@ class OpenVinoEngine:
                 raise MemoryError("OpenVINO could not allocate memory") from error
             raise
         output = self._collect(batch, modes, {port.any_name: array for port, array in outputs.items()})
+        if packed.size > _LARGE_TOKENS:
+            # OpenVINO would keep its largest buffers, and a request its largest outputs.
+            self._request = self._compiled.model.create_infer_request()
+            self._compiled.model.release_memory()
         if packed.size >= _TRIM_TOKENS:
             _give_memory_back()
         return output
 
     def close(self) -> None:
         """Releases the stream, and the model if no other instance uses it."""
-        del self._request
-        self._compiled = None
+        del self._request, self._compiled
 
     def _collect(self, batch: TokenBatch, modes: Mode, arrays: dict[str, NDArray[np.float32]]) -> EngineOutput:
         """Copies what was asked for out of OpenVINO's memory, which the next run writes to."""

@@ -56,7 +56,10 @@ def keep_halves(model: openvino.Model) -> None:
     and hold that too. Files do not keep this mark, so it is set before each compilation.
     """
     for node in model.get_ops():
-        if node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant":
+        if node.get_type_name() != "Convert":
+            continue
+        stored = node.input_value(0)
+        if stored.get_node().get_type_name() == "Constant" and stored.get_element_type() == openvino.Type.f16:
             # The name and version of the attribute ov::Decompression.
             node.get_rt_info()["decompression_0"] = True
 

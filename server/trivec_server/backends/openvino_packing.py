@@ -14,6 +14,9 @@ _SHARED_ROW = 128
 _LONGEST_SHARED_ROW = 1024
 """The mask of shared rows has T x T numbers for each; from this length on each text has a row of its own."""
 _ROW_STEP = 32
+_SIZE_STEPS = ((64, 16), (128, 32), (512, 64))
+"""Up to so many tokens, the step to which their number is rounded up."""
+_LARGEST_SIZE_STEP = 128
 _NEVER = np.float32(-1e9)
 """Added to a score that must not count; finite, since rows without tokens have no other."""
 
@@ -27,6 +30,10 @@ class PackedBatch:
     cells: NDArray[np.int32]
     mask: NDArray[np.float32]
     tokens: NDArray[np.int32]
+
+    def inputs(self) -> dict[str, NDArray[np.generic]]:
+        """Those that are arrays, by name."""
+        return {"positions": self.positions, "cells": self.cells, "mask": self.mask, "tokens": self.tokens}
 
 
 def pack(batch: TokenBatch, spec: EncoderSpec) -> PackedBatch:
@@ -58,10 +65,11 @@ def pack(batch: TokenBatch, spec: EncoderSpec) -> PackedBatch:
 
 
 def padded_size(tokens: int) -> int:
-    """The number of tokens that so many are rounded up to: at most 1/16 more where there are many."""
-    step = 16
-    while step * 32 < tokens:
-        step *= 2
+    """
+    The number of tokens that so many are rounded up to. The steps are where matrix products of BGE-M3's sizes are
+    fastest with AMX: 640 rows take hardly longer than 520, and 384 less time than 340.
+    """
+    step = next((step for most, step in _SIZE_STEPS if tokens <= most), _LARGEST_SIZE_STEP)
     return -(-tokens // step) * step
 
 
