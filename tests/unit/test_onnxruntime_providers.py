@@ -16,6 +16,7 @@ from trivec_server.backends.onnxruntime_providers import (
     Options,
     Placement,
     batch_limits,
+    check_machine,
     check_precision,
     place,
     provider_options,
@@ -87,7 +88,7 @@ def test_a_float32_version_on_a_gpu_tells_of_the_faster_one() -> None:
         (ON_CPU, FLOAT16, GPU_MACHINE, "computes in float16, which ONNX Runtime does on GPUs only"),
         (AUTO, FLOAT16, NO_GPU, "computes in float16, which ONNX Runtime does on GPUs only"),
         (replace(ON_CPU, accelerator="tensorrt"), FLOAT16, GPU_MACHINE, "accelerator `tensorrt` needs a GPU"),
-        (replace(AUTO, accelerator="tensorrt"), FLOAT16, NO_GPU, "needs a GPU; no NVIDIA GPU is visible"),
+        (replace(AUTO, accelerator="tensorrt"), FLOAT16, NO_GPU, r"needs a GPU \(no NVIDIA GPU is visible"),
         (replace(REQUEST, accelerator="openvino"), FLOAT16, GPU_MACHINE, "no execution accelerator `openvino`"),
         (replace(ON_CPU, device_index=0), facts("int8"), GPU_MACHINE, "names `gpus`, but would run on the CPU"),
         (WITH_TENSORRT, FLOAT16, replace(GPU_MACHINE, available=(CUDA, CPU)), "has no TensorRT provider"),
@@ -99,6 +100,26 @@ def test_what_cannot_be_had_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(LoadError, match=reason):
         place(request_, graph, machine)
+
+
+@pytest.mark.parametrize(
+    ("request_", "machine", "reason"),
+    [
+        (REQUEST, NO_GPU, "KIND_GPU, but no NVIDIA GPU is visible"),
+        (replace(AUTO, device_index=1), NO_GPU, r"names `gpus`, but would run on the CPU \(no NVIDIA GPU"),
+        (replace(ON_CPU, accelerator="tensorrt"), GPU_MACHINE, "accelerator `tensorrt` needs a GPU"),
+    ],
+)
+def test_what_the_machine_does_not_have_is_refused_before_the_graph_is_read(
+    request_: EngineRequest, machine: Machine, reason: str
+) -> None:
+    with pytest.raises(LoadError, match=reason):
+        check_machine(request_, machine)
+
+
+@pytest.mark.parametrize("request_", [REQUEST, AUTO, ON_CPU, WITH_TENSORRT])
+def test_what_the_machine_has_is_not_refused(request_: EngineRequest) -> None:
+    check_machine(request_, GPU_MACHINE)
 
 
 def test_no_precision_asked_for_is_what_the_graph_computes_in() -> None:

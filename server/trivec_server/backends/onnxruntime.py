@@ -26,6 +26,7 @@ from trivec_server.backends.onnxruntime_providers import (
     Machine,
     Placement,
     batch_limits,
+    check_machine,
     check_precision,
     place,
     place_on_cpu,
@@ -61,9 +62,10 @@ def build_onnxruntime(request: EngineRequest) -> Engine:
         LoadError: the device, provider or precision asked for is not there, or the graph is missing, damaged, or not
             one that Trivec wrote.
     """
+    machine = Machine(available=tuple(onnxruntime.get_available_providers()), gpus=nvidia_gpu_count())
+    check_machine(request, machine)
     description = read_description(request.version_dir / MODEL_FILE)
     check_precision(request.precision, description.facts)
-    machine = Machine(available=tuple(onnxruntime.get_available_providers()), gpus=nvidia_gpu_count())
     placement = place(request, description.facts, machine)
     try:
         return _build(request, description, placement)

@@ -86,6 +86,21 @@ def check_precision(asked: str | None, facts: GraphFacts) -> None:
     )
 
 
+def check_machine(request: EngineRequest, machine: Machine) -> None:
+    """
+    Whether what is asked for is here, whatever the graph.
+
+    Raises:
+        LoadError: it is not.
+    """
+    _wants_tensorrt(request.accelerator)
+    obstacle = _machine_obstacle(request, machine)
+    if request.kind is InstanceKind.CPU or (request.kind is InstanceKind.AUTO and obstacle is not None):
+        _refuse_gpu_settings(request, obstacle)
+    elif obstacle is not None:
+        raise LoadError(f"instance_group asks for KIND_GPU, but {obstacle}")
+
+
 def place(request: EngineRequest, facts: GraphFacts, machine: Machine) -> Placement:
     """
     Where a version runs.
@@ -107,7 +122,7 @@ def place(request: EngineRequest, facts: GraphFacts, machine: Machine) -> Placem
 
 _FASTER_ON_GPU = (
     "on a GPU this version computes in float32; `trivec export --engine onnxruntime --precision float16` makes one "
-    "that is several times as fast"
+    "that uses the GPU's float16 matrix units"
 )
 
 
@@ -119,15 +134,28 @@ def _wants_tensorrt(accelerator: str | None) -> bool:
 
 def _obstacle(request: EngineRequest, facts: GraphFacts, machine: Machine) -> str | None:
     """Why this version cannot run on a GPU here; None if it can."""
+    if facts.arithmetic == "int8":
+        int8 = "an int8 version of the engine onnxruntime runs on the CPU only: set KIND_CPU, or use a float16 version"
+        return _machine_obstacle(request, machine) or int8
+    return _machine_obstacle(request, machine)
+
+
+def _machine_obstacle(request: EngineRequest, machine: Machine) -> str | None:
     if not machine.gpus:
         return "no NVIDIA GPU is visible to this process; set KIND_CPU or KIND_AUTO"
     if request.device_index is not None and request.device_index >= machine.gpus:
         return f"GPU {request.device_index} is not there: this process sees {machine.gpus}, counted from 0"
     if CUDA not in machine.available:
         return f"the package onnxruntime that is installed has no CUDA provider: {NEEDS_GPU_PACKAGE}"
-    if facts.arithmetic == "int8":
-        return "an int8 version of the engine onnxruntime runs on the CPU only: set KIND_CPU, or use a float16 version"
     return None
+
+
+def _refuse_gpu_settings(request: EngineRequest, obstacle: str | None) -> None:
+    because = f" ({obstacle})" if request.kind is InstanceKind.AUTO and obstacle else ""
+    if request.accelerator is not None:
+        raise LoadError(f"the accelerator `{request.accelerator}` needs a GPU{because}; remove it or set KIND_GPU")
+    if request.device_index is not None:
+        raise LoadError(f"instance_group names `gpus`, but would run on the CPU{because}: remove them or set KIND_GPU")
 
 
 def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, obstacle: str | None) -> Placement:
@@ -137,12 +165,7 @@ def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, ob
     Raises:
         LoadError: something is asked for that only a GPU has, or the graph is for GPUs.
     """
-    if request.accelerator is not None:
-        because = f"; {obstacle}" if request.kind is InstanceKind.AUTO and obstacle else ""
-        raise LoadError(f"the accelerator `{request.accelerator}` needs a GPU{because}; remove it or set KIND_GPU")
-    if request.device_index is not None:
-        because = f"; {obstacle}" if request.kind is InstanceKind.AUTO and obstacle else ""
-        raise LoadError(f"instance_group names `gpus`, but would run on the CPU{because}: remove them or set KIND_GPU")
+    _refuse_gpu_settings(request, obstacle)
     if facts.arithmetic == "float16":
         raise LoadError(
             "this version computes in float16, which ONNX Runtime does on GPUs only; on the CPU use the version that "
