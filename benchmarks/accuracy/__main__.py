@@ -38,6 +38,9 @@ _SECTION = "accuracy"
 def main() -> None:
     """Measures, writes the results and prints the tables."""
     arguments = _parse_arguments()
+    if arguments.section:
+        _write_section()
+        return
     device = arguments.device or ("gpu" if nvidia_gpu_count() else "cpu")
     candidates: tuple[Candidate, ...] = ON_GPU if device == "gpu" else ON_CPU
     if arguments.engine:
@@ -48,10 +51,14 @@ def main() -> None:
         print(f"\n{render_section([report])}")
         return
     write_report(report, results_path(device))
+    _write_section()
+    print(f"\n{render_section([report])}\n\nwritten: {results_path(device)}, {DOCUMENT}")
+
+
+def _write_section() -> None:
     reports = [read_report(path) for each in ("gpu", "cpu") if (path := results_path(each)).exists()]
     document = replace_section(DOCUMENT.read_text(encoding="utf-8"), _SECTION, render_section(reports))
     DOCUMENT.write_text(document, encoding="utf-8")
-    print(f"\n{render_section([report])}\n\nwritten: {results_path(device)}, {DOCUMENT}")
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -63,6 +70,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--full-size-version", type=Path, help="a version of the full-size model that was pulled; made if not given"
     )
     parser.add_argument("--no-write", action="store_true", help="only print the tables")
+    parser.add_argument("--section", action="store_true", help="only write the document's section, of earlier results")
     return parser.parse_args()
 
 

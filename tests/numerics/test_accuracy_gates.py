@@ -2,7 +2,11 @@
 What each engine and precision owes: float32 the reference's numbers to 1e-5, half precisions a dense cosine of 0.9995,
 8 bits one of 0.99 and the same first passage for 98 rankings in 100.
 
-On the retrieval set's texts; `make accuracy` reports on more of them, and on a model of full size.
+Only on the retrieval set's 112 texts, which are whole sentences. Over the 620 texts of `make accuracy`, m3-mini has
+been seen below these limits on one text, `.`: a dense cosine of 0.99947 with openvino in bfloat16; and pytorch in
+float32 is up to 1.1e-5 away. First passages are counted over the dense, multi-vector and hybrid scores together, 120
+rankings: of the 40 of one score a single other first passage is 2.5 in 100, and up to two were seen with int8. The
+sparse score is left out: m3-mini's sparse weights are a fixed table, which no engine can get wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +28,7 @@ _TEXTS = samples(pieces=0)[: PASSAGE_ROWS.stop]
 _FLOAT32_TOLERANCE = 1e-5
 _LEAST_COSINE = {"bfloat16": 0.9995, "float16": 0.9995, "int8": 0.99, "float8": 0.99}
 _LEAST_TOP_1 = 0.98
+_RANKED = ("dense", "multi_vector", "hybrid")
 _BFLOAT16 = ("bfloat16",) if cpu_has_bfloat16() else ()
 _REFERENCE = Candidate("onnxruntime", "float32")
 
@@ -70,7 +75,7 @@ def test_8_bits_stay_close_and_put_the_same_passage_first(
     candidate = Candidate(engine, "int8", exported=True)
     actual = _embed(candidate, mini)
     figures, ranks = closeness(actual, mini_reference), compare_ranks(actual, mini_reference)
-    top_1 = sum(each.top_1 for each in ranks.values()) / len(ranks)
+    top_1 = sum(ranks[score].top_1 for score in _RANKED) / len(_RANKED)
 
     show(capsys, f"{candidate}: dense cosine at least {figures.dense_cosine_min:.6f}, same first passage {top_1:.4f}")
     assert figures.dense_cosine_min >= _LEAST_COSINE["int8"]
