@@ -12,7 +12,7 @@ from tests.numerics.agreement import SCORES, Closeness, RankAgreement
 RESULTS = Path(__file__).parents[1] / "results"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _RANKS_TEXT = (
-    "Ranks on the retrieval set, against the reference's order: top-1 / top-10 / Kendall's tau, over 40 queries, so that "
+    "Ranks on the retrieval set, against the reference's order: top-1 / top-10 / Kendall's tau, over 40 queries: "
     "one query is 0.025. This model's sparse weights are a fixed table of ids: its sparse figures say nothing of an "
     "engine."
 )
