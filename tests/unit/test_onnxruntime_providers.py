@@ -86,6 +86,7 @@ def test_a_float32_version_on_a_gpu_tells_of_the_faster_one() -> None:
         (replace(REQUEST, device_index=2), FLOAT16, GPU_MACHINE, "GPU 2 is not there: this process sees 2"),
         (REQUEST, facts("int8"), GPU_MACHINE, "int8 version of the engine onnxruntime runs on the CPU only"),
         (ON_CPU, FLOAT16, GPU_MACHINE, "computes in float16, which ONNX Runtime does on GPUs only"),
+        (AUTO, FLOAT16, CPU_PACKAGE, r"does on GPUs only \(the package onnxruntime .* no CUDA provider"),
         (AUTO, FLOAT16, NO_GPU, "computes in float16, which ONNX Runtime does on GPUs only"),
         (replace(ON_CPU, accelerator="tensorrt"), FLOAT16, GPU_MACHINE, "accelerator `tensorrt` needs a GPU"),
         (replace(AUTO, accelerator="tensorrt"), FLOAT16, NO_GPU, r"needs a GPU \(no NVIDIA GPU is visible"),

@@ -167,9 +167,10 @@ def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, ob
     """
     _refuse_gpu_settings(request, obstacle)
     if facts.arithmetic == "float16":
+        because = f" ({obstacle})" if obstacle and machine.gpus else ""
         raise LoadError(
-            "this version computes in float16, which ONNX Runtime does on GPUs only; on the CPU use the version that "
-            "`trivec pull` made, or export one with `--precision int8`"
+            f"this version computes in float16, which ONNX Runtime does on GPUs only{because}; on the CPU use the "
+            "version that `trivec pull` made, or export one with `--precision int8`"
         )
     idle_gpu = request.kind is InstanceKind.AUTO and machine.gpus > 0
     return Placement(device="cpu", notes=(f"a GPU is visible but not used: {obstacle}",) if idle_gpu else ())
