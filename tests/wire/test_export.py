@@ -41,6 +41,7 @@ def exported(repository: Path, *flags: str) -> Manifest:
     ("engine", "precision", "cosine"),
     [
         ("onnxruntime", "float32", 1 - 1e-6),
+        ("onnxruntime", "fp16", 0.9995),
         ("onnxruntime", "int8", 0.99),
         ("openvino", "float32", 1 - 1e-6),
         ("openvino", "bf16", 0.9995),
@@ -54,7 +55,7 @@ def test_an_export_comes_with_the_report_of_its_accuracy(
     assert manifest.export is not None
     assert manifest.export.engine == engine
     assert manifest.export.base_digest == read_manifest(repository / "tiny" / "1").content_digest
-    assert manifest.model.precision == {"bf16": "bfloat16"}.get(precision, precision)
+    assert manifest.model.precision == {"bf16": "bfloat16", "fp16": "float16"}.get(precision, precision)
     assert cosine <= manifest.export.parity.dense_cosine_min <= manifest.export.parity.dense_cosine_mean
     assert manifest.export.parity.texts > 10
 

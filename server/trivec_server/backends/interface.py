@@ -99,6 +99,7 @@ class EngineRequest:
     divided by `instances`, the instances of this version. `max_tokens`: the longest text it will be given.
     `accelerator`: Triton's name of an execution accelerator, `tensorrt`. `device_memory_mb`: the most GPU memory to
     take, in 10^6 bytes; None: what is free. `token_budget`: the configured one; None: the engine finds its own.
+    `comparing`: only a few texts will be run, to look at their numbers, so that it may be slow.
     """
 
     version_dir: Path
@@ -111,6 +112,7 @@ class EngineRequest:
     accelerator: str | None = None
     device_memory_mb: int | None = None
     token_budget: int | None = None
+    comparing: bool = False
 
 
 class EngineLost(Exception):

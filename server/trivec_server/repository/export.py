@@ -160,7 +160,9 @@ class _Exporting:
     def _measure(self, version_dir: Path) -> Parity:
         """The new files run by their engine, beside the base in float32."""
         max_tokens = self.base.manifest.model.max_tokens
-        exported = EngineRequest(version_dir=version_dir, precision=self.precision, max_tokens=max_tokens)
+        exported = EngineRequest(
+            version_dir=version_dir, precision=self.precision, max_tokens=max_tokens, comparing=True
+        )
         if self.engine == "pytorch":
             # What was written is how the weights are stored; the engine computes in what suits the device.
             exported = replace(exported, precision=None)
