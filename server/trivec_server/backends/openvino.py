@@ -244,19 +244,25 @@ class OpenVinoEngine:
             ends = np.cumsum(batch.lengths)
             starts = ends - batch.lengths + 1
             rows = zip(starts.tolist(), ends.tolist(), strict=True)
-            vectors = [arrays["multi_vector"][start:end].copy() for start, end in rows]
+            vectors = [_normalized(arrays["multi_vector"][start:end]) for start, end in rows]
         return EngineOutput(dense=dense, token_weights=token_weights, multi_vector=vectors)
 
 
 def _pooled(hidden: NDArray[np.float32], lengths: NDArray[np.int64], spec: EncoderSpec) -> NDArray[np.float32]:
     """The dense vectors [B, H] of hidden states [N, H]."""
     starts = np.cumsum(lengths) - lengths
-    rows: NDArray[np.float32] = hidden[starts]
-    if spec.pooling == "mean":
-        np.add.reduceat(hidden[: lengths.sum()], starts, axis=0, out=rows)
-        rows /= lengths[:, None]
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(NORM_EPS))
-    return rows
+    if spec.pooling == "cls":
+        return _normalized(hidden[starts])
+    means: NDArray[np.float32] = np.add.reduceat(hidden[: lengths.sum()], starts, axis=0)
+    means /= lengths[:, None]
+    return _normalized(means)
+
+
+def _normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy of rows with a length of one."""
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    unit: NDArray[np.float32] = rows / np.maximum(norms, np.float32(NORM_EPS))[:, None]
+    return unit
 
 
 def _give_memory_back() -> None:

@@ -14,7 +14,6 @@ import openvino
 import openvino.opset15 as ops
 from numpy.typing import NDArray
 
-from trivec_server.backends.graph_heads import NORM_EPS
 from trivec_server.backends.graph_spec import EncoderSpec
 from trivec_server.backends.stored_model import StoredModel
 from trivec_server.errors import LoadError
@@ -37,7 +36,8 @@ def write_openvino(model: StoredModel, weights: WeightType, keep: Callable[[_Arr
         mask float32 [B or 1, 1, T or 1, T]: 0 where a cell attends another, very low elsewhere.
         tokens [N]: the cell of each token, counted row by row.
         vector_tokens [M]: the tokens whose vectors are wanted.
-    Outputs, float32: `hidden` [N, H], `multi_vector` [M, D], and `token_weights` [N] unless a table holds them.
+    Outputs, float32: `hidden` [N, H], `multi_vector` [M, D], not normalized, since OpenVINO takes longer for that than
+    NumPy, and `token_weights` [N] unless a table holds them.
 
     Args:
         model: The specs and the weights.
@@ -136,8 +136,7 @@ class _Writer:
     def _multi_vector(self, hidden: _Node) -> _Node:
         wanted = ops.gather(hidden, self._vector_tokens, _integers(0))
         dimension = self._heads.multi_vector_dimension
-        vectors = self._linear(wanted, ["colbert_linear"], self._spec.hidden, dimension)
-        return ops.normalize_l2(vectors, _integers(1), NORM_EPS**2, "max")
+        return self._linear(wanted, ["colbert_linear"], self._spec.hidden, dimension)
 
     def _layer_norm(self, x: _Node, prefix: str) -> _Node:
         normal = ops.mvn(x, _integers(1), True, self._spec.layer_norm_eps, "inside_sqrt")
