@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float64]

@@ -25,7 +25,7 @@ from trivec_server.backends.interface import (
     RunningBatch,
     TokenBatch,
 )
-from trivec_server.backends.worker import start_worker
+from trivec_server.backends.worker.engine import start_worker
 from trivec_server.errors import ComputeError, LoadError
 from trivec_server.logs import configure_logs, get_logger
 from trivec_server.types import Mode

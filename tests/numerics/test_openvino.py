@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from trivec_server.backends.interface import EngineOutput, EngineRequest, TokenBatch
-from trivec_server.backends.onnxruntime import build_onnxruntime
-from trivec_server.backends.openvino import build_openvino
-from trivec_server.backends.openvino_export import export_openvino
-from trivec_server.backends.stored_model import open_stored_model
+from trivec_server.backends.onnxruntime.engine import build_onnxruntime
+from trivec_server.backends.openvino.engine import build_openvino
+from trivec_server.backends.openvino.export import export_openvino
+from trivec_server.backends.weights.stored_model import open_stored_model
 from trivec_server.types import PAD_TOKEN_ID, Mode
 
 from tests.numerics.conftest import RandomModel, pull

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from trivec_server.backends.graph import write_graph
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.write import write_graph
 from trivec_server.backends.interface import Engine, EngineOutput, EngineRequest, TokenBatch, Vectors
 from trivec_server.errors import LoadError
 from trivec_server.repository.engines import onnxruntime_engine, pytorch_engine
@@ -175,7 +175,7 @@ def test_only_the_part_that_is_asked_for_is_there_and_equals_that_of_all(directo
 
 
 def test_safetensors_beside_no_graph_are_served_as_well(directory: Path, tmp_path: Path) -> None:
-    from trivec_server.backends.stored_model import (  # noqa: PLC0415 - used here alone
+    from trivec_server.backends.weights.stored_model import (  # noqa: PLC0415 - used here alone
         open_stored_model,
         write_stored_model,
     )
@@ -237,7 +237,7 @@ def test_a_text_of_8192_tokens_needs_no_memory_for_its_scores(tmp_path: Path, pr
 def test_what_this_machine_cannot_do_is_refused_with_the_reason(
     directory: Path, wanted: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trivec_server.backends.pytorch_build.nvidia_gpu_count", lambda: 0)
+    monkeypatch.setattr("trivec_server.backends.pytorch.build.nvidia_gpu_count", lambda: 0)
     request = replace(EngineRequest(version_dir=directory), **wanted)  # type: ignore[arg-type]
 
     with pytest.raises(LoadError, match=reason):
@@ -245,7 +245,7 @@ def test_what_this_machine_cannot_do_is_refused_with_the_reason(
 
 
 def test_kind_auto_without_a_gpu_runs_on_the_cpu_and_says_so(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trivec_server.backends.pytorch_build.nvidia_gpu_count", lambda: 0)
+    monkeypatch.setattr("trivec_server.backends.pytorch.build.nvidia_gpu_count", lambda: 0)
 
     info = pytorch_engine(EngineRequest(version_dir=directory, kind=InstanceKind.AUTO)).info
 

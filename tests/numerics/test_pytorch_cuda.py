@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from trivec_server.backends.interface import EngineLost, OverlappingEngine, TokenBatch
-from trivec_server.backends.stored_model import StoredModel
+from trivec_server.backends.weights.stored_model import StoredModel
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.types import Mode
 
@@ -76,15 +76,15 @@ def stored(changes: dict[str, Array] | None = None) -> StoredModel:
 def cuda_engine(
     torch: Any, model: StoredModel, dtype: str = "float32", memory_mb: int | None = None
 ) -> OverlappingEngine:
-    from trivec_server.backends.pytorch_cuda import CudaEngine  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_engine import cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cpu_engine import cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cuda_engine import CudaEngine  # noqa: PLC0415 - imports torch
 
     arithmetic = cpu_arithmetic(getattr(torch, dtype))
     return CudaEngine(model, arithmetic, precision=dtype, max_tokens=64, memory_mb=memory_mb)
 
 
 def cpu_engine(torch: Any, model: StoredModel) -> Any:
-    from trivec_server.backends.pytorch_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
 
     return CpuEngine(model, cpu_arithmetic(torch.float32), precision="float32", threads=1)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from trivec_server.backends.interface import Engine, EngineLost, EngineOutput, LexicalRows, TokenBatch
-from trivec_server.backends.stored_model import StoredModel, open_stored_model
+from trivec_server.backends.weights.stored_model import StoredModel, open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.types import Mode
@@ -26,7 +26,7 @@ def torch() -> Any:
 
 def cpu_engine(tensors: Mapping[str, Array], dtype: Any) -> Engine:
     """On the CPU, in any type."""
-    from trivec_server.backends.pytorch_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
 
     stored = StoredModel(XLM_ROBERTA, LINEAR_HEADS, ArraySource(tensors))
     return CpuEngine(stored, cpu_arithmetic(dtype), precision=str(dtype), threads=1)
@@ -82,7 +82,7 @@ def test_texts_that_overflow_float32_too_are_named(torch: Any, name: str, factor
 
 
 def test_a_text_computed_again_takes_its_place_among_the_others() -> None:
-    from trivec_server.backends.pytorch_results import recompute_non_finite  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.results import recompute_non_finite  # noqa: PLC0415 - imports torch
 
     batch = TokenBatch(np.arange(9), np.array([2, 3, 4]))
     first = output_of([2, 3, 4], 1.0, bad=[1])
@@ -130,9 +130,9 @@ def test_a_damaged_tensor_is_refused_by_name(torch: Any, change: dict[str, Array
 
 
 def test_float8_arithmetic_keeps_the_cosine_of_dense_vectors(torch: Any, mini_repository: Path) -> None:
-    from trivec_server.backends.pytorch_encoder import Arithmetic  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_linear import Float8Linear  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.encoder import Arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.linear import Float8Linear  # noqa: PLC0415 - imports torch
 
     stored = open_stored_model(mini_repository / "m3-mini" / "1")
     random = np.random.default_rng(5)
@@ -153,9 +153,9 @@ def test_float8_arithmetic_keeps_the_cosine_of_dense_vectors(torch: Any, mini_re
 
 @pytest.mark.parametrize("seed", range(8))
 def test_sparse_vectors_made_on_the_device_are_those_of_the_server(torch: Any, seed: int) -> None:
-    from trivec_server.backends.pytorch_batch import host_batch  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_heads import Parts, compact  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_results import on_host  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.batch import host_batch  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.heads import Parts, compact  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.results import on_host  # noqa: PLC0415 - imports torch
 
     random = np.random.default_rng(seed)
     lengths = random.integers(2, 30, random.integers(1, 9))
@@ -179,8 +179,8 @@ def test_sparse_vectors_made_on_the_device_are_those_of_the_server(torch: Any, s
 
 
 def test_attention_by_cumulative_lengths_gets_what_attention_by_length_gives(torch: Any) -> None:
-    from trivec_server.backends import pytorch_attention  # noqa: PLC0415 - imports torch
-    from trivec_server.backends.pytorch_batch import host_batch  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch import attention as pytorch_attention  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.batch import host_batch  # noqa: PLC0415 - imports torch
 
     def by_bounds(query: Any, key: Any, value: Any, bounds: Any, _: Any, longest: int, __: int) -> Any:
         """What flash attention computes, one text after the other."""
@@ -209,7 +209,7 @@ def test_attention_by_cumulative_lengths_gets_what_attention_by_length_gives(tor
     ],
 )
 def test_errors_of_a_gpu_are_those_of_the_seam(torch: Any, raised: str, seen: type[Exception]) -> None:
-    from trivec_server.backends.pytorch_cuda import device_errors  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cuda_engine import device_errors  # noqa: PLC0415 - imports torch
 
     with pytest.raises(seen) as caught, device_errors():
         raise RuntimeError(raised)
@@ -218,7 +218,7 @@ def test_errors_of_a_gpu_are_those_of_the_seam(torch: Any, raised: str, seen: ty
 
 
 def test_a_full_gpu_is_a_memory_error(torch: Any) -> None:
-    from trivec_server.backends.pytorch_cuda import device_errors  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cuda_engine import device_errors  # noqa: PLC0415 - imports torch
 
     with pytest.raises(MemoryError), device_errors():
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -231,7 +231,7 @@ def test_a_full_gpu_is_a_memory_error(torch: Any) -> None:
 def test_the_token_budget_fills_most_of_the_memory_and_holds_one_text(
     free_bytes: float, max_tokens: int, budget: int
 ) -> None:
-    from trivec_server.backends.pytorch_cuda import budget_for  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.cuda_engine import budget_for  # noqa: PLC0415 - imports torch
 
     assert budget_for(free_bytes, 40_000, max_tokens) == budget
 

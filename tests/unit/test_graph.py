@@ -9,10 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from trivec_server.backends.graph import MODEL_FILE, write_graph, write_graph_beside
-from trivec_server.backends.graph_nodes import DATA_FILE
-from trivec_server.backends.graph_outliers import find_outliers
-from trivec_server.backends.graph_spec import (
+from trivec_server.backends.graph.nodes import DATA_FILE
+from trivec_server.backends.graph.outliers import find_outliers
+from trivec_server.backends.graph.spec import (
     CPU_INT8,
     CUDA_FLOAT16,
     TENSORRT_FLOAT16,
@@ -21,6 +20,7 @@ from trivec_server.backends.graph_spec import (
     HeadsSpec,
     parse_specs,
 )
+from trivec_server.backends.graph.write import MODEL_FILE, write_graph, write_graph_beside
 from trivec_server.errors import LoadError
 
 from tests.graph_reference import (

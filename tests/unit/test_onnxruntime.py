@@ -10,14 +10,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
-from trivec_server.backends.graph import MODEL_FILE, write_graph
-from trivec_server.backends.graph_nodes import DATA_FILE
-from trivec_server.backends.graph_spec import EncoderSpec
+from trivec_server.backends.graph.nodes import DATA_FILE
+from trivec_server.backends.graph.spec import EncoderSpec
+from trivec_server.backends.graph.write import MODEL_FILE, write_graph
 from trivec_server.backends.interface import Engine, EngineLost, EngineOutput, EngineRequest, TokenBatch
-from trivec_server.backends.onnxruntime import OnnxRuntimeEngine, build_onnxruntime
-from trivec_server.backends.onnxruntime_export import export_onnxruntime
-from trivec_server.backends.onnxruntime_providers import BatchLimits, Placement
-from trivec_server.backends.onnxruntime_session import (
+from trivec_server.backends.onnxruntime.engine import OnnxRuntimeEngine, build_onnxruntime
+from trivec_server.backends.onnxruntime.export import export_onnxruntime
+from trivec_server.backends.onnxruntime.providers import BatchLimits, Placement
+from trivec_server.backends.onnxruntime.session import (
     DeviceRunner,
     Feeds,
     Outputs,
@@ -25,7 +25,7 @@ from trivec_server.backends.onnxruntime_session import (
     open_session,
     understood,
 )
-from trivec_server.backends.stored_model import StoredModel, open_stored_model
+from trivec_server.backends.weights.stored_model import StoredModel, open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind, Mode
 

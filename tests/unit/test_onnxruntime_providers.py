@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trivec_server.backends.graph_spec import Arithmetic
+from trivec_server.backends.graph.spec import Arithmetic
 from trivec_server.backends.interface import EngineRequest
-from trivec_server.backends.onnxruntime_providers import (
+from trivec_server.backends.onnxruntime.providers import (
     CPU,
     CUDA,
     TENSORRT,

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trivec_server.backends.graph import write_graph
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.write import write_graph
 from trivec_server.backends.hardware import cpu_has_bfloat16
 from trivec_server.backends.interface import Engine, EngineOutput, EngineRequest, TokenBatch
-from trivec_server.backends.openvino import build_openvino
-from trivec_server.backends.openvino_export import export_openvino
-from trivec_server.backends.openvino_files import BIN_FILE, XML_FILE
-from trivec_server.backends.stored_model import open_stored_model
+from trivec_server.backends.openvino.engine import build_openvino
+from trivec_server.backends.openvino.export import export_openvino
+from trivec_server.backends.openvino.files import BIN_FILE, XML_FILE
+from trivec_server.backends.weights.stored_model import open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind, Mode
 

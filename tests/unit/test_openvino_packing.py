@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trivec_server.backends.graph_spec import EncoderSpec
+from trivec_server.backends.graph.spec import EncoderSpec
 from trivec_server.backends.interface import TokenBatch
-from trivec_server.backends.openvino_packing import PackedBatch, pack, padded_size
+from trivec_server.backends.openvino.packing import PackedBatch, pack, padded_size
 
 from tests.graph_reference import BERT, XLM_ROBERTA
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trivec_server.backends.graph import write_graph
+from trivec_server.backends.graph.write import write_graph
 
 from tests.graph_reference import LINEAR_HEADS, XLM_ROBERTA, ArraySource, random_tensors
 

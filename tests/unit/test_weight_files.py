@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from trivec_server.backends.weight_files import (
+from trivec_server.backends.weights.weight_files import (
     WeightFiles,
     open_safetensors,
     open_sharded_safetensors,
@@ -229,7 +229,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(tmp_path: Path, pr
         "torch.storage _load_from_bytes",
         "collections defaultdict",
         "collections OrderedDict.fromkeys",
-        "trivec_server.backends.weight_files open_torch",
+        "trivec_server.backends.weights.weight_files open_torch",
     ],
 )
 def test_only_the_names_that_tensors_need_are_known(tmp_path: Path, named: str) -> None:

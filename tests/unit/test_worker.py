@@ -23,7 +23,7 @@ from trivec_server.backends.interface import (
     OverlappingEngine,
     TokenBatch,
 )
-from trivec_server.backends.worker import WorkerEngine, start_worker
+from trivec_server.backends.worker.engine import WorkerEngine, start_worker
 from trivec_server.errors import ComputeError, LoadError
 from trivec_server.types import Mode
 

@@ -20,10 +20,10 @@ from FlagEmbedding import BGEM3FlagModel
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
 from trivec_server.backends.hardware import threads_per_instance
 from trivec_server.backends.interface import Engine, EngineInfo, EngineLost, EngineOutput, EngineRequest, TokenBatch
-from trivec_server.backends.stored_model import StoredModel, open_stored_model
+from trivec_server.backends.weights.stored_model import StoredModel, open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, InstanceKind, Mode
 

@@ -55,8 +55,8 @@ class EngineOutput:
     float16 if `half` was asked for and the engine can.
 
     `lexical`: the sparse vectors too, from an engine that makes them on its device. `non_finite_rows`: the texts,
-    ascending, with a number that is not finite, from an engine that has looked; None: it has not. `recomputed_rows`: texts that
-    came out non-finite and were computed again in float32.
+    ascending, with a number that is not finite, from an engine that has looked; None: it has not. `recomputed_rows`:
+    texts that came out non-finite and were computed again in float32.
     """
 
     dense: Vectors | None

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, cast
 
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec, Precision
-from trivec_server.backends.weight_files import (
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec, Precision
+from trivec_server.backends.weights.weight_files import (
     WeightFiles,
     open_safetensors,
     open_sharded_safetensors,

@@ -42,7 +42,10 @@ def render_config(name: str, model: ModelFacts, *, query_prefix: str = "", passa
 def _backend(model: ModelFacts) -> str:
     if model.demonstration:
         return 'backend: "onnxruntime"'
-    return '# The engine that is fastest on the machine, of those installed; docs/engines.md lists them.\nbackend: "auto"'
+    return (
+        '# The engine that is fastest on the machine, of those installed; docs/engines.md lists them.\nbackend: "auto"'
+    )
+
 
 def _render_head(name: str, model: ModelFacts) -> str:
     subject = f"{name}, the demonstration model," if model.demonstration else "this model"

@@ -39,14 +39,14 @@ def needs(engine: str, extra: str) -> Iterator[None]:
 def onnxruntime_engine(request: EngineRequest) -> Engine:
     """ONNX Runtime: any CPU; CUDA and TensorRT with the package onnxruntime-gpu."""
     with needs("onnxruntime", "server"):
-        from trivec_server.backends.onnxruntime import build_onnxruntime  # noqa: PLC0415 - as the module says
+        from trivec_server.backends.onnxruntime.engine import build_onnxruntime  # noqa: PLC0415 - as the module says
     return build_onnxruntime(request)
 
 
 def openvino_engine(request: EngineRequest) -> Engine:
     """OpenVINO: the CPU."""
     with needs("openvino", "openvino"):
-        from trivec_server.backends.openvino import build_openvino  # noqa: PLC0415 - as the module says
+        from trivec_server.backends.openvino.engine import build_openvino  # noqa: PLC0415 - as the module says
     return build_openvino(request)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from trivec_server.backends.interface import EngineFactory, EngineRequest
-from trivec_server.backends.stored_model import StoredModel, open_stored_model, write_stored_model
+from trivec_server.backends.weights.stored_model import StoredModel, open_stored_model, write_stored_model
 from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.building import open_site
 from trivec_server.repository.engines import ENGINES, needs
@@ -31,13 +31,13 @@ _REFERENCE_ENGINE = "onnxruntime"
 
 def _export_onnxruntime(model: StoredModel, directory: Path, precision: str) -> None:
     with needs("onnxruntime", "server"):
-        from trivec_server.backends.onnxruntime_export import export_onnxruntime  # noqa: PLC0415 - imports its library
+        from trivec_server.backends.onnxruntime.export import export_onnxruntime  # noqa: PLC0415 - imports its library
     export_onnxruntime(model, directory, precision)
 
 
 def _export_openvino(model: StoredModel, directory: Path, precision: str) -> None:
     with needs("openvino", "openvino"):
-        from trivec_server.backends.openvino_export import export_openvino  # noqa: PLC0415 - imports its library
+        from trivec_server.backends.openvino.export import export_openvino  # noqa: PLC0415 - imports its library
     export_openvino(model, directory, precision)
 
 

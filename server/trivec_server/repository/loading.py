@@ -9,7 +9,7 @@ import numpy as np
 
 from trivec_server.backends.hardware import nvidia_gpu_count
 from trivec_server.backends.interface import EngineFactory, EngineInfo, EngineRequest, TokenBatch
-from trivec_server.backends.worker import start_worker
+from trivec_server.backends.worker.engine import start_worker
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
 from trivec_server.repository.engines import AUTO, choose_engine, this_machine

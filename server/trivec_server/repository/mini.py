@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from trivec_server.backends.graph import write_graph
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.write import write_graph
 from trivec_server.repository.manifest import ModelFacts, Source
 from trivec_server.repository.mini_file import PACKAGE, PACKAGE_VERSION, MiniFile, find_mini_file
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, UNK_TOKEN_ID, Mode

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from trivec_server.backends.graph_spec import Precision
+from trivec_server.backends.graph.spec import Precision
 from trivec_server.errors import CommandError, LoadError
 from trivec_server.repository.building import BuildingSite, open_site
 from trivec_server.repository.checkpoint import FileSource, LocalDirectory

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from trivec_server.backends.graph import write_graph
-from trivec_server.backends.graph_spec import Precision
+from trivec_server.backends.graph.spec import Precision
+from trivec_server.backends.graph.write import write_graph
 from trivec_server.errors import LoadError
 from trivec_server.repository import mini
 from trivec_server.repository.checkpoint import TOKENIZER_FILE, FileSource, open_checkpoint, plan_checkpoint

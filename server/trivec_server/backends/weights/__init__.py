@@ -1,0 +1,1 @@
+"""The weights of models and model versions, read from files and mapped into memory."""
