@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from trivec_server.backends.graph_spec import EncoderSpec, HeadsSpec
-from trivec_server.backends.stored_model import StoredModel, write_stored_model
+from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.weights.stored_model import StoredModel, write_stored_model
 
 from benchmarks.engines.flops import EncoderShape
 

@@ -7,8 +7,10 @@ Its argument is a JSON object: `model` (a checkpoint's directory) and the option
 the operation.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
+
+_PR_SET_PDEATHSIG = 1
 
 Message: TypeAlias = dict[str, Any]
 """A JSON object."""
@@ -66,6 +70,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def run_worker(start: Callable[[Message], Started]) -> None:
     """Runs the process until its input ends."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # What libraries print must not get between the answers.
     os.dup2(2, 1)
@@ -89,6 +94,13 @@ def run_worker(start: Callable[[Message], Started]) -> None:
         raise
     finally:
         ready.close()
+    # Threads that a library left behind must not hold the process.
+    os._exit(0)
+
+
+def end_with_parent() -> None:
+    """Lets Linux end this process when the one that started it ends, however that comes about."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _reason(error: BaseException) -> str:

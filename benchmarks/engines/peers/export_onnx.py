@@ -16,7 +16,14 @@ def main() -> None:
     checkpoint, directory = Path(sys.argv[1]), Path(sys.argv[2])
     if (directory / _READY).exists():
         return
-    main_export(str(checkpoint), str(directory), task="feature-extraction", opset=_OPSET, do_validation=False)
+    main_export(
+        str(checkpoint),
+        str(directory),
+        task="feature-extraction",
+        opset=_OPSET,
+        do_validation=False,
+        library_name="transformers",
+    )
     (directory / _READY).touch()
 
 

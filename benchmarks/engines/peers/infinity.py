@@ -1,6 +1,7 @@
 """infinity-emb: dense vectors only, with its engines `torch` and `optimum` (ONNX Runtime)."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs  # type: ignore[import-not-found, unused-ignore]
@@ -11,9 +12,11 @@ from benchmarks.engines.worker import Message, Started, run_worker, started
 class Infinity:
     def __init__(self, options: Message) -> None:
         self._loop = asyncio.new_event_loop()
+        # Its engine `optimum` finds the graph of a local directory only by a relative path.
+        os.chdir(options["model"])
         self._engine = AsyncEmbeddingEngine.from_args(
             EngineArgs(
-                model_name_or_path=options["model"],
+                model_name_or_path=".",
                 engine=options["engine"],
                 device="cpu",
                 dtype=options["precision"],

@@ -20,7 +20,7 @@ import numpy as np
 from tritonclient import grpc as triton  # type: ignore[import-not-found, unused-ignore]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-not-found, unused-ignore]
 
-from benchmarks.engines.worker import Message, Started, run_worker, started
+from benchmarks.engines.worker import Message, Started, end_with_parent, run_worker, started
 
 _READY_TIMEOUT_S = 300.0
 _CONFIG = """\
@@ -48,7 +48,10 @@ class Triton:
         shutil.rmtree(directory, ignore_errors=True)
         model = directory / "models" / "bge-m3"
         (model / "1").mkdir(parents=True)
-        shutil.copy(Path(__file__).with_name("triton_model.py"), model / "1" / "model.py")
+        source = Path(__file__).with_name("triton_model.py").read_text(encoding="utf-8")
+        # The stub ignores PYTHONPATH: this environment's packages are made known in the model's own first lines.
+        known = f"import sys\nsys.path.insert(0, {sysconfig.get_path('purelib')!r})\n"
+        (model / "1" / "model.py").write_text(known + source, encoding="utf-8")
         (model / "config.pbtxt").write_text(_CONFIG % options)
         port = _free_port()
         self._server = _start_server(directory, port)
@@ -106,18 +109,13 @@ class Triton:
 
 
 def _start_server(directory: Path, port: int) -> "subprocess.Popen[bytes]":
-    """
-    The wheel has the python backend and the stub for each Python apart. The stub ignores PYTHONPATH: this environment's
-    packages are made known in a copy of the module that every model imports.
-    """
+    """The wheel has the python backend and its stub for each Python apart: they are copied side by side."""
     packages = Path(sysconfig.get_path("purelib"))
     wheel = packages / "pytriton" / "tritonserver"
     python = directory / "backends" / "python"
     shutil.copytree(wheel / "backends" / "python", python)
     stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copytree(stub, python, dirs_exist_ok=True)
-    api = python / "triton_python_backend_utils.py"
-    api.write_text(f"import sys\nsys.path.insert(0, {str(packages)!r})\n{api.read_text()}")
     for program in (python / "triton_python_backend_stub", wheel / "bin" / "tritonserver"):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
@@ -132,6 +130,7 @@ def _start_server(directory: Path, port: int) -> "subprocess.Popen[bytes]":
             f"--grpc-port={port}",
         ],
         env={**os.environ, "LD_LIBRARY_PATH": libraries},
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - nothing else runs in this process yet
     )
 
 
