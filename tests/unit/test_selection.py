@@ -221,6 +221,19 @@ def test_a_batch_that_spends_the_token_budget_does_not_wait() -> None:
         assert lengths_of(decide([make_slice(90, 90, at=1.0)], limits, now=1.0)) == [90]
 
 
+def test_without_padding_what_does_not_fit_into_the_rest_is_passed_over_for_what_does() -> None:
+    limits = replace(PACKS, token_budget=100)
+    assert lengths_of(decide([make_slice(70, 50, 20, 40, 8)], limits)) == [70, 20, 8]
+    assert lengths_of(decide([make_slice(70, at=0.0), make_slice(50, 30, at=1.0)], limits, now=2.0)) == [70, 30]
+
+
+def test_without_padding_a_text_above_the_budget_is_taken_alone_after_its_neighbours() -> None:
+    queue = Queue([make_slice(500, 60, 30)])
+    limits = replace(PACKS, token_budget=100)
+    batches = [sum(part.tokens for part in queue.take(limits)) for _ in range(2)]
+    assert batches == [90, 500]
+
+
 def test_nothing_waits_when_no_more_work_can_arrive() -> None:
     assert lengths_of(decide([make_slice(10, at=1.0)], DELAYS, now=1.0, may_grow=False)) == [10]
 

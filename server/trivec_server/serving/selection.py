@@ -22,6 +22,8 @@ from trivec_server.serving.ticket import Pending
 _SIMILAR_SHARE = 0.75
 _SIMILAR_TOKENS = 16
 _FREE_TOKENS = 64
+_SHORTEST_TEXT = 2
+_NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,10 @@ def _take_all(queue: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bo
 
 
 def _take_in_order(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
-    """Rows in order of urgency until the budget is spent; always at least one."""
+    """
+    Rows in order of urgency until the budget is spent; always at least one. What does not fit into the rest is passed
+    over for what does: it is among the first of the next batch.
+    """
     taken: _Taken = []
     rows_left, tokens_left = limits.max_rows, limits.token_budget
     for pending in ordered:
@@ -118,15 +123,32 @@ def _take_in_order(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Ta
             taken.append((pending, None))
             rows_left -= len(pending.rows)
             tokens_left -= pending.tokens
-            continue
-        fitting = int(np.searchsorted(np.cumsum(pending.lengths), tokens_left, side="right"))
-        fitting = min(fitting, rows_left)
-        if fitting == 0 and not taken:
-            fitting = 1
-        if fitting:
-            taken.append((pending, np.arange(fitting)))
-        return taken, True
-    return taken, False
+        else:
+            chosen = _fitting(pending.lengths, rows_left, tokens_left)
+            if not len(chosen) and not taken:
+                chosen = np.zeros(1, np.int64)
+            if len(chosen):
+                taken.append((pending, chosen))
+                rows_left -= len(chosen)
+                tokens_left -= int(pending.lengths[chosen].sum())
+        if rows_left <= 0 or tokens_left < _SHORTEST_TEXT:
+            return taken, True
+    return taken, any(chosen is not None for _, chosen in taken) or len(taken) < len(ordered)
+
+
+def _fitting(lengths: NDArray[np.int64], rows_left: int, tokens_left: int) -> NDArray[np.int64]:
+    """The indices, ascending, of texts that fit together: each in turn, unless it is too long for what is left."""
+    chosen: list[NDArray[np.int64]] = []
+    left = np.flatnonzero(lengths <= tokens_left)
+    while rows_left > 0 and len(left):
+        sums = np.cumsum(lengths[left])
+        count = min(int(np.searchsorted(sums, tokens_left, side="right")), rows_left)
+        chosen.append(left[:count])
+        rows_left -= count
+        tokens_left -= int(sums[count - 1])
+        left = left[count:]
+        left = left[lengths[left] <= tokens_left]
+    return np.concatenate(chosen) if chosen else _NOTHING
 
 
 def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
