@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines.report import called_directly, cost_per_million
+from benchmarks.engines.report import PICTURES, called_directly, cost_per_million
 from benchmarks.engines.results import Results
 
 
@@ -18,7 +18,7 @@ def write_plots(results: Results, directory: Path, stem: str) -> list[Path]:
         print("no plots: matplotlib is not installed")
         return []
     written = []
-    for name, draw in (("throughput-by-length", _lengths), ("latency-by-load", _load), ("cost", _cost)):
+    for name, draw in zip(PICTURES, (_lengths, _load, _cost), strict=True):
         path = directory / f"{stem}-{name}.svg"
         if draw(results, path):
             written.append(path)
@@ -61,7 +61,7 @@ def _cost(results: Results, path: Path) -> bool:
     with _axes(path, label, "") as axes:
         costs.sort(key=lambda item: -item[1])
         bars = axes.barh([name for name, _ in costs], [cost for _, cost in costs])
-        axes.bar_label(bars, fmt="%.3f", padding=2)
+        axes.bar_label(bars, fmt="%.2g", padding=2)
         axes.margins(x=0.12)
     return True
 

@@ -7,7 +7,6 @@ replaces what stands between the two comments that begin with `engines` there.
 """
 
 import sys
-from pathlib import Path
 
 from benchmarks.engines.figures import DIRECT_SUFFIX
 from benchmarks.engines.process import ROOT
@@ -16,6 +15,8 @@ from benchmarks.engines.results import Results, SystemResult, read_results
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
+
+PICTURES = ("throughput-by-length", "latency-by-load", "cost")
 
 GOALS = {
     "cpu_mixed_vs_flagembedding": "at least 8",
@@ -98,10 +99,10 @@ def _section(stem: str, results: Results) -> str:
     failed = [result for result in results.systems if result.failure is not None]
     lines += [""] * bool(failed) + [f"- {result.name} was not measured: {result.failure}" for result in failed]
     lines += [""] * bool(results.notes) + [f"- {note}" for note in results.notes]
-    pictures = sorted(RESULTS.glob(f"{results.kind}-{stem}-*.svg"))
-    lines += [
-        line for path in pictures for line in ("", f"![{_caption(path, stem)}](../benchmarks/results/{path.name})")
-    ]
+    for name in PICTURES:
+        path = RESULTS / f"{results.kind}-{stem}-{name}.svg"
+        if path.exists():
+            lines += ["", f"![{name.replace('-', ' ')}](../benchmarks/results/{path.name})"]
     return "\n".join(lines)
 
 
@@ -155,10 +156,6 @@ def _length_lines(results: Results) -> list[str]:
     return heads + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
-def _caption(path: Path, stem: str) -> str:
-    return path.stem.partition(f"{stem}-")[2].replace("-", " ")
-
-
 def _cost(results: Results, system: SystemResult | None) -> str:
     if system is None or not system.tokens_per_s:
         return "an unknown amount"
@@ -185,7 +182,7 @@ def called_directly(name: str) -> bool:
 
 
 def main() -> None:
-    files = sorted(RESULTS.glob("[cg]pu-*.json"))
+    files = [path for path in sorted(RESULTS.glob("[cg]pu-*.json")) if not path.stem.endswith("-small")]
     if not files:
         sys.exit(f"{RESULTS} has no results; run make bench-cpu")
     section = make_section([(path.stem.partition("-")[2], read_results(path)) for path in files])
