@@ -67,6 +67,19 @@ breaking: .venv/.check .venv-stubs/.ready ## Check that the protocol still suits
 bench-overhead: .venv/.test ## Measure the server against a bare grpc.aio server.
 	.venv/bin/python -m benchmarks.overhead $(ARGS)
 
+.PHONY: bench-cpu
+bench-cpu: .venv-torch/.bench ## Measure the engines and their peers on the CPU with BGE-M3's sizes: about half an hour, 30 GB of disk.
+	.venv-torch/bin/python -m benchmarks.engines.cpu $(ARGS)
+	.venv-torch/bin/python -m benchmarks.engines.report
+
+.PHONY: bench-gpu
+bench-gpu: ## Measure the engines on a GPU, with the packages of $(PYTHON); no network, less than 8 minutes.
+	PYTHONPATH=server:clients/python:protos/python:. $(PYTHON) -m benchmarks.engines.gpu $(ARGS)
+
+.PHONY: accuracy
+accuracy: .venv-torch/.test ## Compare every engine and precision with the float32 reference, and write it into docs/benchmarks.md.
+	.venv-torch/bin/python -m benchmarks.accuracy $(ARGS)
+
 .PHONY: bench-memory
 bench-memory: .venv/.test ## Measure the server's memory and start; ARGS=--full-size adds BGE-M3's shapes: 7 GB of disk.
 	.venv/bin/python -m benchmarks.memory $(ARGS)
@@ -81,7 +94,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-peers benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -113,6 +126,10 @@ $(MINI): | .venv/.serve
 	@$(INSTALL_TORCH) setuptools torch
 	@$(INSTALL_TORCH) FlagEmbedding
 	@$(INSTALL_TORCH) --no-build-isolation -e '.[test,flagembedding]'
+	@touch $@
+
+.venv-torch/.bench: .venv-torch/.test
+	@$(INSTALL_TORCH) --no-build-isolation -e '.[bench,flagembedding]'
 	@touch $@
 
 .venv-stubs/.ready: constraints-stubs.txt .venv-stubs/bin/python

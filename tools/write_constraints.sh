@@ -22,9 +22,9 @@ tools/make_venv.sh "$python" "$work/check"
 
 tools/make_venv.sh "$python" "$work/torch"
 "$work/torch/bin/python" -m pip install --quiet -c "$work/constraints.txt" setuptools torch==2.13.0
-"$work/torch/bin/python" -m pip install --quiet -c "$work/constraints.txt" FlagEmbedding==1.4.2
+"$work/torch/bin/python" -m pip install --quiet -c "$work/constraints.txt" FlagEmbedding==1.4.2 matplotlib
 {
-    echo "# Written by \`make pins\`: what \`make test-torch\` needs beyond constraints.txt."
+    echo "# Written by \`make pins\`: what \`make test-torch\` and the benchmarks of engines need beyond constraints.txt."
     echo "-c constraints.txt"
     freeze "$work/torch" | grep -vxFf "$work/constraints.txt"
 } >"$work/constraints-torch.txt"

@@ -13,7 +13,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-TORCH_EXTRAS = ("torch", "flagembedding")
+TORCH_EXTRAS = ("torch", "flagembedding", "bench")
 """What these need is in constraints-torch.txt only."""
 
 
