@@ -9,8 +9,9 @@ own (Triton through its own gRPC). `--small` tries all of it in a minute with a 
 """
 
 import argparse
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -77,6 +78,7 @@ class CpuBenchmark:
         self._variants = [each for each in CPU_VARIANTS if not arguments.engines or each.name in arguments.engines]
         self._chosen = auto_variant(self._variants, InstanceKind.CPU)
         self._tried: dict[str, dict[str, float]] = {}
+        self._products: dict[str, list[float]] = {}
         self._results = Results(
             kind="cpu",
             machine=describe_machine(),
@@ -92,18 +94,23 @@ class CpuBenchmark:
         direct = direct_entrant(self._model, self._chosen, self._log("direct"))
         peers = [self._peer_entrant(peer) for peer in CPU_PEERS if self._is_wanted(peer)]
         yardstick = self._open_yardstick()
-        contest = Contest(
-            [*served, direct, *(each for each in peers if isinstance(each, Entrant))], self._mixed, self._residents
-        )
+        chosen = next(each for each in served if each.name == system_name(self._chosen))
+        others = [
+            *(each for each in served if each is not chosen),
+            *(each for each in peers if isinstance(each, Entrant)),
+        ]
+        contest = Contest(others, self._mixed, self._residents, pair=(chosen, direct))
         try:
             for _ in range(self._arguments.rounds):
-                self._measure_yardstick(yardstick)
-                contest.round()
+                contest.round(before_pair=partial(self._measure_yardstick, yardstick))
+                self._end_yardstick_round()
             self._results.systems = [*contest.results, *(each for each in peers if isinstance(each, SystemResult))]
             for result in self._results.systems:
                 result.tried = self._tried.get(result.name, {})
-            self._measure_chosen(contest, served, direct)
-            self._measure_peer_latencies(contest, [each for each in peers if isinstance(each, Entrant)])
+            self._or_note("latency and lengths", lambda: self._measure_chosen(contest, served, direct))
+            for peer in peers:
+                if isinstance(peer, Entrant):
+                    self._or_note(f"latency of {peer.name}", partial(self._measure_peer_latency, contest, peer))
         finally:
             self._residents.end_all()
             if yardstick is not None:
@@ -165,12 +172,18 @@ class CpuBenchmark:
             return
         rates = yardstick.ask({"do": "matmul", "precisions": list(_YARDSTICKS)})["flops_per_s"]
         for precision, rate in rates.items():
-            self._results.matmul.setdefault(precision, []).append(rate)
+            self._products.setdefault(precision, []).append(rate)
+
+    def _end_yardstick_round(self) -> None:
+        """The median of the round's products: they were between the turns of the engine that is held against them."""
+        for precision, rates in self._products.items():
+            self._results.matmul.setdefault(precision, []).append(statistics.median(rates))
+        self._products = {}
 
     def _measure_chosen(self, contest: Contest, served: Sequence[Entrant], direct: Entrant) -> None:
         """Latency, lengths and load of the engine that `auto` chooses; throughput by length of the others too."""
         sizes, results = self._sizes, self._results
-        working = {result.name for result in contest.results if result.failure is None}
+        working = contest.working
         name = system_name(self._chosen)
         by_name = {entrant.name: entrant for entrant in served}
         if name in working:
@@ -187,14 +200,19 @@ class CpuBenchmark:
             results.load = measure_load(name, server, queries, sizes.clients, sizes.load_s)
             results.lengths = measure_lengths(name, server, self._maker, sizes.lengths, sizes.length_tokens)
 
-    def _measure_peer_latencies(self, contest: Contest, peers: Sequence[Entrant]) -> None:
-        """A few calls of each peer that still runs."""
-        texts = self._maker.of_characters(self._sizes.peer_latencies, 100)
-        failures = {result.name: result.failure for result in contest.results}
-        for peer in peers:
-            if failures[peer.name] is None:
-                system = self._residents.get(peer, self._mixed)
-                self._results.latencies.append(measure_latency(peer.name, system, texts))
+    def _measure_peer_latency(self, contest: Contest, peer: Entrant) -> None:
+        """A few calls, if the peer still runs."""
+        if peer.name in contest.working:
+            texts = self._maker.of_characters(self._sizes.peer_latencies, 100)
+            system = self._residents.get(peer, self._mixed)
+            self._results.latencies.append(measure_latency(peer.name, system, texts))
+
+    def _or_note(self, what: str, measure: Callable[[], None]) -> None:
+        """What fails late must not lose what was measured before."""
+        try:
+            measure()
+        except SystemFailed as failure:
+            self._results.notes.append(f"{what}: {failure}")
 
 
 def _open_peer(python: Path, module: str, options: dict[str, Any], log: Path) -> PeerSystem:

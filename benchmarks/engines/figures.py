@@ -19,8 +19,9 @@ def cpu_figures(results: Results, shape: EncoderShape, mixed_lengths: list[int])
     if chosen is not None and chosen.tokens_per_s is not None:
         figures["cpu_mixed_tokens_per_s"] = chosen.tokens_per_s
         figures["cpu_mixed_vs_flagembedding"] = _versus(results, chosen, _FLAGEMBEDDING)
-        figures["cpu_mixed_vs_sentence_transformers"] = _versus(results, chosen, _SENTENCE_TRANSFORMERS)
-        figures["cpu_mixed_vs_best_other"] = _versus_best_other(results, chosen)
+        figures["cpu_mixed_vs_sentence_transformers"] = _versus_best(chosen, _sentence_transformers(results))
+        figures["cpu_mixed_vs_sentence_transformers_float32"] = _versus(results, chosen, _SENTENCE_TRANSFORMERS)
+        figures["cpu_mixed_vs_best_other"] = _versus_best(chosen, _others(results))
         figures["cpu_mixed_vs_triton"] = _versus(results, chosen, _TRITON)
         figures["cpu_share_of_matmul"] = _share_of_matmul(results, chosen, shape, mixed_lengths)
         figures["cpu_grpc_vs_direct"] = _versus(results, chosen, chosen.name + DIRECT_SUFFIX)
@@ -72,21 +73,25 @@ def _versus(results: Results, chosen: SystemResult, other: str) -> float | None:
     return None if found is None else ratio(chosen.rates, found.rates)
 
 
-def _versus_best_other(results: Results, chosen: SystemResult) -> float | None:
-    """Of the peers other than those with a figure of their own for being the reference."""
-    others = [
-        each
-        for each in results.systems
-        if not each.name.startswith("trivec") and each.name not in (_FLAGEMBEDDING, _SENTENCE_TRANSFORMERS)
-    ]
+def _versus_best(chosen: SystemResult, others: Sequence[SystemResult]) -> float | None:
     best = best_of(others)
     return None if best is None else ratio(chosen.rates, best.rates)
 
 
+def _sentence_transformers(results: Results) -> list[SystemResult]:
+    """In each of its precisions and backends."""
+    return [each for each in results.systems if each.name.startswith(_SENTENCE_TRANSFORMERS)]
+
+
+def _others(results: Results) -> list[SystemResult]:
+    """The peers that have no figure of their own, and Triton."""
+    apart = ("trivec", _FLAGEMBEDDING, _SENTENCE_TRANSFORMERS)
+    return [each for each in results.systems if not each.name.startswith(apart)]
+
+
 def _share_of_matmul(results: Results, chosen: SystemResult, shape: EncoderShape, lengths: list[int]) -> float | None:
-    """In the precision of the engine's matrix products; int8 is held against bfloat16, which it is mixed with."""
-    precision = next((each for each in ("float32", "bfloat16", "float16") if each in chosen.settings), "bfloat16")
-    return _share(chosen.rates, results.matmul.get(precision, []), shape, lengths)
+    """In the precision of the engine's matrix products."""
+    return _share(chosen.rates, results.matmul.get(chosen.precision, []), shape, lengths)
 
 
 def _share(

@@ -91,7 +91,8 @@ def _section(stem: str, results: Results) -> str:
         "|---|---|---|---|---|---|",
         *(_row(result, results) for result in results.systems),
         "",
-        f"**{results.chosen}** is what `auto` chooses here; *against it*: its tokens per second over the system's.",
+        f"**{results.chosen}** is what `auto` chooses here; *against it*: its tokens per second over the system's."
+        + _cosine_line(results),
     ]
     lines += ["", "| figure | seen | goal |", "|---|---|---|"]
     lines += [f"| `{name}` | {value:.4g} | {GOALS.get(name, '')} |" for name, value in results.figures.items()]
@@ -129,6 +130,15 @@ def _row(result: SystemResult, results: Results) -> str:
     against = f"{mine / result.tokens_per_s:.2f}" if mine and result.tokens_per_s else ""
     cells = (result.outputs, _number(result.tokens_per_s), against, _megabytes(result.memory_mb), result.settings)
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cosine_line(results: Results) -> str:
+    cosines = [result.cosine for result in results.systems if result.cosine is not None]
+    if not cosines:
+        return ""
+    return (
+        f" All run the same model: the least cosine of their dense vectors to the first system's is {min(cosines):.5f}."
+    )
 
 
 def _latency_lines(results: Results) -> list[str]:

@@ -11,14 +11,15 @@ from typing import Any
 @dataclass
 class SystemResult:
     """
-    One system on the mixed corpus. `rates` are tokens per second, one for each round. `cosine`: the least between its
-    dense vectors and those of the engine `onnxruntime` in float32, which shows that it runs the same model.
-    `failure`: why there are no figures, or None.
+    One system on the mixed corpus. `precision`: of an engine of Trivec. `rates` are tokens per second, one for each
+    round. `cosine`: the least between its dense vectors and those of the first system measured, which shows that both
+    run the same model. `failure`: why there are no figures, or None.
     """
 
     name: str
     outputs: str
     settings: str = ""
+    precision: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     rates: list[float | None] = field(default_factory=list)
     texts: int = 0

@@ -18,6 +18,10 @@ class System(Protocol):
         """In words."""
 
     @property
+    def precision(self) -> str:
+        """Of an engine's matrix products; empty for a peer, whose settings tell."""
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """Of the packages that count."""
 
@@ -44,6 +48,7 @@ class PeerSystem:
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
         self.settings = process.greeting.settings
+        self.precision = ""
         self.versions = process.greeting.versions
 
     @property
@@ -75,6 +80,7 @@ class DirectSystem:
         self._process = process
         self._half = half
         self.settings = process.greeting.settings
+        self.precision = process.greeting.versions["precision"]
         self.versions = process.greeting.versions
 
     @property

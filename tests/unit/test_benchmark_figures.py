@@ -30,10 +30,11 @@ def some_results() -> Results:
         chosen=OURS,
         price_per_hour=0.36,
         systems=[
-            SystemResult(OURS, "all three", "openvino, bfloat16, cpu", rates=[600.0, 300.0]),
+            SystemResult(OURS, "all three", "openvino; float32 vectors", "bfloat16", rates=[600.0, 300.0]),
             SystemResult(OURS + DIRECT_SUFFIX, "all three", rates=[640.0, 320.0]),
             SystemResult("FlagEmbedding", "all three", rates=[60.0, 30.0]),
             SystemResult("sentence-transformers", "dense", rates=[100.0, 50.0]),
+            SystemResult("sentence-transformers, bfloat16", "dense", rates=[400.0, 200.0]),
             SystemResult("bge-m3-lite", "all three", rates=[200.0, 100.0]),
             SystemResult("m3serve", "all three", rates=[None, None], failure="ended with -9"),
         ],
@@ -62,7 +63,8 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_cpu_figures_are_those_of_the_chosen_engine() -> None:
     figures = cpu_figures(some_results(), BGE_M3, [512])
     assert figures["cpu_mixed_vs_flagembedding"] == 10.0
-    assert figures["cpu_mixed_vs_sentence_transformers"] == 6.0
+    assert figures["cpu_mixed_vs_sentence_transformers"] == 1.5
+    assert figures["cpu_mixed_vs_sentence_transformers_float32"] == 6.0
     assert figures["cpu_mixed_vs_best_other"] == 3.0
     assert figures["cpu_grpc_vs_direct"] == pytest.approx(0.9375)
     assert figures["cpu_p99_100_chars_s"] == 0.2

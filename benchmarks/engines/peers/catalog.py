@@ -71,7 +71,16 @@ CPU_PEERS = (
         (
             {"backend": "torch", "precision": "float32", "batch_size": 16},
             {"backend": "torch", "precision": "float32", "batch_size": 32},
+        ),
+    ),
+    Peer(
+        "sentence-transformers, bfloat16",
+        "sentence-transformers",
+        "benchmarks.engines.peers.sentence_transformers",
+        DENSE,
+        (
             {"backend": "torch", "precision": "bfloat16", "batch_size": 16},
+            {"backend": "torch", "precision": "bfloat16", "batch_size": 32},
         ),
     ),
     Peer(
