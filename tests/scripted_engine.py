@@ -53,6 +53,7 @@ class Script:
     pads: bool = True
     token_budget: int = 4096
     device: str = "cpu"
+    precision: str = "float32"
     notes: tuple[str, ...] = ()
     built: int = 0
     build_failures: int = 0
@@ -90,7 +91,7 @@ class ScriptedEngine:
         return EngineInfo(
             engine="scripted",
             device=self._device,
-            precision="float32",
+            precision=self._script.precision,
             modes=Mode.HYBRID,
             dense_dimension=DIMENSION,
             multi_vector_dimension=DIMENSION,

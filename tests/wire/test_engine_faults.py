@@ -1,7 +1,9 @@
 """Models that their engines cannot run: each is UNAVAILABLE and says why, and the server serves the others."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -26,6 +28,19 @@ def backend(engine: str, **parameters: str) -> Change:
             set_parameter(model_dir, key, value)
 
     return change
+
+
+@contextmanager
+def without_gpus() -> Iterator[None]:
+    """Where there are some, the server does not see them."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def on_gpus(engine: str) -> Change:
@@ -110,7 +125,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Mo
         shutil.copytree(root / "repository" / "good", root / "repository" / name)
         rename(root / "repository" / name)
         change(root / "repository" / name)
-    with serve(root / "repository") as server, TrivecClient(server.target, model="good") as client:
+    with without_gpus(), serve(root / "repository") as server, TrivecClient(server.target, model="good") as client:
         # With all the others broken, this one answers.
         assert client.encode(["hello world"], max_length=64)["dense_vecs"] is not None
         yield {model.name: model for model in client.list_models()}

@@ -1,6 +1,6 @@
-"""What this machine has that decides how fast an engine is: cores, instructions, GPUs. Nothing is imported for it."""
+"""What this machine has that decides how fast an engine is: cores, instructions, GPUs. Imports no engine's library."""
 
-import re
+import ctypes
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +18,9 @@ def threads_per_instance(intra_op_threads: int | None, instances: int) -> int:
     return intra_op_threads or max(1, usable_physical_cores() // instances)
 
 
+_CUDA_SUCCESS = 0
+
+
 @cache
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices by instructions of its own: AVX512-BF16, AMX, or Arm's BF16."""
@@ -26,8 +29,15 @@ def cpu_has_bfloat16() -> bool:
 
 @cache
 def nvidia_gpu_count() -> int:
-    """The NVIDIA GPUs that the driver shows to this process; no library is loaded for it."""
-    return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", path.name))
+    """The GPUs that CUDA's driver shows to this process: those of CUDA_VISIBLE_DEVICES, if that is set."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != _CUDA_SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_SUCCESS:
+        return 0
+    return count.value
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -55,8 +55,8 @@ def _render_head(name: str, model: ModelFacts) -> str:
 # docs/model-repository.md lists those that count.{card}
 name: {_quoted(name)}
 {_backend(model)}
-# The most texts in one batch.
-max_batch_size: 64
+# The most texts in one batch. A batch also holds a budget of tokens, which is what counts for all but short texts.
+max_batch_size: {64 if model.demonstration else 1024}
 
 input [
   {{ name: "text", data_type: TYPE_STRING, dims: [ 1 ] }}

@@ -4,11 +4,13 @@ The engines by the names that `backend` gives them, and the choice that `auto` m
 An engine's library is imported when the engine is built, not before.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from trivec_server.backends.hardware import cpu_has_bfloat16, nvidia_gpu_count
 from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
@@ -88,7 +90,7 @@ class Machine:
 def this_machine() -> Machine:
     """What is here. Looks for packages, and imports none."""
     engines = frozenset(name for name, package in _PACKAGES.items() if find_spec(package) is not None)
-    gpu_engines = {"pytorch"} & engines
+    gpu_engines = {"pytorch", "flagembedding"} & engines if _torch_has_cuda() else set()
     if _has_distribution("onnxruntime-gpu"):
         gpu_engines |= {"onnxruntime"}
     return Machine(
@@ -129,7 +131,7 @@ def choose_engine(machine: Machine, kind: InstanceKind, exported_for: str | None
         )
     notes: list[str] = []
     if kind is not InstanceKind.CPU and machine.gpus:
-        if machine.gpu_engines:
+        if machine.gpu_engines & set(_GPU_RANKING):
             return _first(_GPU_RANKING, machine.gpu_engines, "GPU")
         if kind is InstanceKind.GPU:
             raise LoadError(f"no engine for GPUs is installed: {_MENDS[_GPU_RANKING[0]]}")
@@ -139,7 +141,12 @@ def choose_engine(machine: Machine, kind: InstanceKind, exported_for: str | None
 
 
 _GPU_RANKING = ("pytorch", "onnxruntime")
-_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "pytorch": "torch",
+    "flagembedding": "FlagEmbedding",
+}
 _MENDS = {
     "onnxruntime": "pip install 'trivec[server]'",
     "openvino": "pip install 'trivec[openvino]'",
@@ -163,6 +170,18 @@ def _first(ranking: tuple[str, ...], installed: frozenset[str], place: str) -> C
                 name, (f"backend auto: {name}, the fastest engine for this {place} that is installed", *better)
             )
     raise LoadError(f"no engine is installed: {_MENDS[ranking[0]]}")
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the torch that is installed was built for CUDA, by what it says of itself in a file."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    try:
+        text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
 
 
 def _has_distribution(name: str) -> bool:

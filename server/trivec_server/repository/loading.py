@@ -1,5 +1,6 @@
 """Loading one version: files verified, engine built, warmed up, checked. What comes out is fit to serve."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,7 +57,7 @@ def load_version(
     """
     manifest = read_manifest(version_dir)
     verify_files(version_dir, manifest)
-    factory, notes = _choose(settings, manifest, engines)
+    chosen = _choose(settings, manifest, engines)
     max_tokens = _agreed_max_tokens(settings, manifest)
     tokenizer = Tokenizer(
         version_dir / "tokenizer.json",
@@ -66,15 +67,16 @@ def load_version(
     devices: list[Device] = []
     try:
         requests = _engine_requests(version_dir, settings, max_tokens)
-        infos = [_start(device, devices) for device in _devices(key, settings, requests, factory)]
-        info = _common_info(infos, notes)
+        infos = [_start(device, devices) for device in _devices(key, settings, requests, chosen)]
+        info = _common_info(infos, chosen.notes)
         _check_agreement(settings, manifest, info)
         for device in devices:
             _warm_up(device, settings.warmups, max_tokens)
             check_version(device, info, tokenizer, max_tokens)
     except BaseException:
-        for device in devices:
-            device.close()
+        with contextlib.ExitStack() as closing:
+            for device in devices:
+                closing.callback(device.close)
         raise
     return LoadedVersion(
         key=key,
@@ -87,15 +89,22 @@ def load_version(
     )
 
 
-def _choose(
-    settings: ModelSettings, manifest: Manifest, engines: Mapping[str, EngineFactory]
-) -> tuple[EngineFactory, tuple[str, ...]]:
-    """The engine that `backend` names, or that is best here, and why."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The engine that `backend` names, or that is best here, and why; `on_gpus`: it would run on GPUs, if it may."""
+
+    factory: EngineFactory
+    on_gpus: bool
+    notes: tuple[str, ...] = ()
+
+
+def _choose(settings: ModelSettings, manifest: Manifest, engines: Mapping[str, EngineFactory]) -> _Chosen:
     exported_for = None if manifest.export is None else manifest.export.engine
     name = settings.backend
     notes: tuple[str, ...] = ()
+    machine = this_machine()
     if name == AUTO:
-        choice = choose_engine(this_machine(), _kind(settings), exported_for, settings.precision)
+        choice = choose_engine(machine, _kind(settings), exported_for, settings.precision)
         name, notes = choice.name, choice.notes
     factory = engines.get(name)
     if factory is None:
@@ -105,7 +114,7 @@ def _choose(
             f"this version was exported for the engine `{exported_for}`, but config.pbtxt says backend `{name}`: set "
             f'backend to "auto" or "{exported_for}", or choose another version with version_policy'
         )
-    return factory, notes
+    return _Chosen(factory, machine.gpus > 0 and name in machine.gpu_engines, notes)
 
 
 def _kind(settings: ModelSettings) -> InstanceKind:
@@ -126,7 +135,7 @@ def _engine_requests(version_dir: Path, settings: ModelSettings, max_tokens: int
             device_index=gpu,
             precision=settings.precision,
             intra_op_threads=settings.intra_op_threads,
-            instances=len(places),
+            instances=places.count((kind, gpu)),
             max_tokens=max_tokens,
             accelerator=settings.accelerator,
             device_memory_mb=settings.device_memory_mb,
@@ -144,23 +153,36 @@ def _gpus(group: InstanceGroup) -> tuple[int | None, ...]:
 
 
 def _devices(
-    key: ModelVersion, settings: ModelSettings, requests: list[EngineRequest], factory: EngineFactory
+    key: ModelVersion, settings: ModelSettings, requests: list[EngineRequest], chosen: _Chosen
 ) -> list[Device]:
-    def device(number: int, request: EngineRequest) -> Device:
-        build = partial(factory, request)
-        return Device(f"engine {key} {number}", partial(start_worker, factory, request) if _apart(request) else build)
-
-    def _apart(request: EngineRequest) -> bool:
-        if settings.worker_process is not None:
-            return settings.worker_process
-        # One interpreter cannot feed several GPUs, and an error on a GPU leaves no process fit to go on with.
-        return request.kind is not InstanceKind.CPU and nvidia_gpu_count() > 0
-
-    return [device(number, request) for number, request in enumerate(requests)]
+    devices = []
+    for number, request in enumerate(requests):
+        build = partial(chosen.factory, request)
+        apart = settings.worker_process
+        if apart is None:
+            # One interpreter cannot feed several GPUs, and an error on a GPU leaves no process fit to go on with.
+            apart = chosen.on_gpus and request.kind is not InstanceKind.CPU
+        if apart:
+            build = partial(start_worker, chosen.factory, request)
+        devices.append(Device(f"engine {key} {number}", build))
+    return devices
 
 
 def _common_info(infos: list[EngineInfo], notes: tuple[str, ...]) -> EngineInfo:
-    """What all instances of a version are together: the first, with every device, note and the least budget."""
+    """
+    What all instances of a version are together: the first, with every device, note and the least budget.
+
+    Raises:
+        LoadError: they would give different numbers, or need different batches.
+    """
+    first = infos[0]
+    for info in infos[1:]:
+        if (info.engine, info.precision, info.pads) != (first.engine, first.precision, first.pads):
+            raise LoadError(
+                f"instance_group: one instance is {first.engine} on {first.device} in {first.precision}, another "
+                f"{info.engine} on {info.device} in {info.precision}; a model's instances must give the same numbers: "
+                "set `precision`, or let all groups be of one kind"
+            )
     said = dict.fromkeys([*notes, *(note for info in infos for note in info.notes)])
     return replace(
         infos[0],

@@ -73,13 +73,15 @@ class Source:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """
-    How near an exported version comes to the one that it was made from, on `texts` texts in float32.
+    How near an exported version comes to the one that it was made from, which computes in float32, over `texts` texts.
 
-    Cosines are of a text's dense vector and of a token's vector. `sparse_overlap` is the share of sparse ids that both
-    have, the mean over the texts; `sparse_weight_error` the largest difference of a weight.
+    `device` is where the exported version ran. Cosines are of a text's dense vector and of a token's vector.
+    `sparse_overlap` is the share of sparse ids that both have, the mean over the texts; `sparse_weight_error` the
+    largest difference of a weight.
     """
 
     texts: int
+    device: str
     dense_cosine_min: float
     dense_cosine_mean: float
     multi_vector_cosine_min: float
@@ -270,6 +272,7 @@ def _parse_export(export: "_Fields") -> Export:
         base_digest=export.text("base_digest"),
         parity=Parity(
             texts=parity.integer("texts"),
+            device=parity.text("device"),
             dense_cosine_min=parity.real("dense_cosine_min"),
             dense_cosine_mean=parity.real("dense_cosine_mean"),
             multi_vector_cosine_min=parity.real("multi_vector_cosine_min"),

@@ -53,12 +53,13 @@ def measure_parity(
     """
     packed = tokenizer.encode(_TEXTS, InputType.NONE)
     batches = [token_batch([unpack_ids(truncate(ids, max_tokens, Truncation.RIGHT))]) for ids in packed]
-    reference, other = _run(build_reference, batches), _run(build_other, batches)
+    (_, reference), (device, other) = _run(build_reference, batches), _run(build_other, batches)
     dense = np.array([_cosines(a.dense, b.dense)[0] for a, b in zip(reference, other, strict=True)])
     tokens = np.concatenate([_cosines(a.vectors, b.vectors) for a, b in zip(reference, other, strict=True)])
     overlaps, errors = zip(*(_compare(a.sparse, b.sparse) for a, b in zip(reference, other, strict=True)), strict=True)
     return Parity(
         texts=len(_TEXTS),
+        device=device,
         dense_cosine_min=float(dense.min()),
         dense_cosine_mean=float(dense.mean()),
         multi_vector_cosine_min=float(tokens.min()),
@@ -77,10 +78,11 @@ class _Embedding:
     vectors: Vectors
 
 
-def _run(build: Callable[[], Engine], batches: Sequence[TokenBatch]) -> list[_Embedding]:
+def _run(build: Callable[[], Engine], batches: Sequence[TokenBatch]) -> tuple[str, list[_Embedding]]:
+    """The engine's device and what it gave."""
     engine = build()
     try:
-        return [_embedding(batch, engine.run(batch, Mode.HYBRID)) for batch in batches]
+        return engine.info.device, [_embedding(batch, engine.run(batch, Mode.HYBRID)) for batch in batches]
     finally:
         engine.close()
 

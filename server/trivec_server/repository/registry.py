@@ -261,10 +261,10 @@ class Registry:
         elif counts.running or counts.restarting:
             gone = counts.total - counts.running - counts.restarting
             reason = f"{counts.running} of {counts.total} engine instances at work, {counts.restarting} being restarted"
-            reason += f", {gone} failed; the server's log says why: restart the server" if gone else ""
+            reason += f", {gone} failed ({'; '.join(counts.failures)}): restart the server" if gone else ""
             self._set(replace(record, reason=reason, interrupted=not counts.running))
         else:
-            reason = "the engine has failed; the server's log says why: restart the server"
+            reason = f"the engine has failed ({'; '.join(counts.failures)}): restart the server"
             self._set(replace(record, state=State.UNAVAILABLE, reason=reason))
 
     def _refuse(self, key: ModelVersion, reason: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -142,7 +142,7 @@ class BatchRunner:
             self._metrics.batch_splits.inc()
             self._metrics.token_budget.set(budget)
             _log.warning("batch split for lack of memory", texts=texts, tokens=tokens, token_budget_now=budget)
-            return halve(batch)
+            return [replace(half, is_retry=batch.is_retry) for half in halve(batch)]
         pending = batch.slices[0]
         task = pending.ticket.task
         _log.error("text too large for the device's memory", request_ids=[task.request_id], tokens=tokens)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from trivec_server.backends.interface import Engine, EngineInfo, EngineLost, EngineOutput, TokenBatch
-from trivec_server.errors import ComputeError, LoadError
+from trivec_server.errors import ComputeError, LoadError, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.batch_run import BatchRunner, Begun
@@ -35,7 +35,7 @@ class DeviceOwner(Protocol):
     def device_restored(self, name: str) -> None:
         """It is at work again."""
 
-    def device_failed(self, name: str) -> None:
+    def device_failed(self, name: str, reason: str) -> None:
         """The device's thread has ended by an error: this engine will not come back."""
 
     def take_over(self, batches: Iterable[Batch]) -> bool:
@@ -158,7 +158,8 @@ class _Serving:
                 pass
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would serve with this engine any more
             _log.error("engine thread failed", engine=self._name, exc_info=error)
-            self._tell(self._owner.device_failed)
+            reason = str(error) if isinstance(error, LoadError) else "an unexpected error; the server's log has it"
+            self._tell(lambda name: self._owner.device_failed(name, reason))
         finally:
             self._close_engine()
 
@@ -194,17 +195,17 @@ class _Serving:
         _log.error("engine lost; building it anew", engine=self._name, reason=str(loss), batches=len(lost))
         for batch in lost:
             if batch.is_retry:
-                self._runner.fail(batch, ComputeError("the engine died twice on this batch"))
+                self._runner.fail(batch, ComputeError(f"the engine died twice on this batch ({loss})"))
             else:
                 self._again.append(replace(batch, is_retry=True))
         self._tell(self._owner.device_lost)
         self._close_engine()
         try:
-            engine = self._build_again()
+            engine = self._build_again(loss)
         except BaseException:
             if not self._owner.take_over(self._again):
                 for batch in self._again:
-                    self._runner.fail(batch, ComputeError("the engine died and could not be built again"))
+                    self._runner.fail(batch, Unavailable("the engine died and could not be built again; try later"))
             raise
         self._engine = engine
         self._runner = BatchRunner(engine, self._batcher, self._metrics, self._owner.loop)
@@ -217,13 +218,13 @@ class _Serving:
             self._engine.close()
             self._engine = None
 
-    def _build_again(self) -> Engine:
+    def _build_again(self, loss: EngineLost) -> Engine:
         """Another engine of the same kind: KIND_AUTO may find another device, but numbers do not change on the way."""
         engine = None
         while engine is None:
             self._fruitless_restarts += 1
             if self._fruitless_restarts > _FRUITLESS_RESTARTS:
-                raise LoadError(f"the engine died {_FRUITLESS_RESTARTS} times in a row")
+                raise LoadError(f"the engine died {_FRUITLESS_RESTARTS} times in a row, the last time: {loss}")
             try:
                 engine = self._build()
             except LoadError as error:

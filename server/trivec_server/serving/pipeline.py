@@ -48,11 +48,15 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounts:
-    """How many of a version's engines are at work, and how many are being built anew; the others are gone."""
+    """
+    How many of a version's engines are at work, and how many are being built anew; the others are gone, for the reasons
+    in `failures`.
+    """
 
     total: int
     running: int
     restarting: int
+    failures: tuple[str, ...] = ()
 
 
 class Pipeline:
@@ -78,7 +82,7 @@ class Pipeline:
         self._tokenize_turn = asyncio.Lock()
         self._devices = devices
         self._restarting: set[str] = set()
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
         self._info = info
         self._batching = batching
         self._max_tokens = max_tokens
@@ -134,10 +138,10 @@ class Pipeline:
         self._restarting.discard(name)
         self._engines_changed()
 
-    def device_failed(self, name: str) -> None:
+    def device_failed(self, name: str, reason: str) -> None:
         """An engine is gone for good. With the last one, all requests are refused, those under way too."""
         self._restarting.discard(name)
-        self._failed.add(name)
+        self._failed[name] = reason
         if len(self._failed) == len(self._devices):
             self._closing = True
             for ticket in list(self._tickets):
@@ -146,7 +150,7 @@ class Pipeline:
 
     def take_over(self, batches: Iterable[Batch]) -> bool:
         """Puts a dead engine's batches back into the queue if others serve it. Called on that engine's thread."""
-        if len(self._failed) + 1 >= len(self._devices):
+        if self._closing or len(self._failed) + 1 >= len(self._devices):
             return False
         self._batcher.give_back([pending for batch in batches for pending in batch.slices])
         return True
@@ -157,6 +161,7 @@ class Pipeline:
             total=total,
             running=total - len(self._restarting) - len(self._failed),
             restarting=len(self._restarting),
+            failures=tuple(dict.fromkeys(self._failed.values())),
         )
         self._metrics.running_engines.set(counts.running)
         self._on_change(counts)
