@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trivec.v1 import embedding_pb2 as pb
-from trivec_server.backends.interface import Engine, EngineRequest, TokenBatch
+from trivec_server.backends.interface import Engine, EngineLost, EngineRequest, TokenBatch
 from trivec_server.errors import LoadError
 from trivec_server.repository.engines import ENGINES
 from trivec_server.serving.tokenizer import Tokenizer
@@ -106,6 +106,64 @@ def test_no_files_are_left(tiny_version: Path, tmp_path: Path, monkeypatch: pyte
     _build(tiny_version).close()
 
     assert list(tmp_path.iterdir()) == []
+
+
+class FailingModel:
+    """A model whose device fails as CUDA's do."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def model(self, *_: object, **__: object) -> Mapping[str, object]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "meaning"),
+    [
+        ("AcceleratorError", "CUDA error: an illegal memory access was encountered\nmore", EngineLost),
+        ("AcceleratorError", "CUDA error: out of memory", MemoryError),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`", EngineLost),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", MemoryError),
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB", MemoryError),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", MemoryError),
+        ("RuntimeError", "The size of tensor a must match the size of tensor b", RuntimeError),
+    ],
+)
+def test_an_error_of_a_run_is_understood(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: str, message: str, meaning: type[Exception]
+) -> None:
+    monkeypatch.setattr(tiny_engine, "_model", FailingModel(torch_error(kind, message)))
+    with pytest.raises(meaning) as caught:
+        tiny_engine.run(TokenBatch(np.array([0, 2]), np.array([2])), Mode.DENSE)
+    assert type(caught.value) is meaning
+    assert "\n" not in str(caught.value)
+
+
+def torch_error(kind: str, message: str) -> Exception:
+    import torch  # noqa: PLC0415 - `make test` collects this module without torch
+
+    error: Exception = getattr(torch, kind, RuntimeError)(message)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "reason"),
+    [
+        ("AcceleratorError", "CUDA error: device busy", "failed: CUDA error: device busy; look at `nvidia-smi`"),
+        ("OutOfMemoryError", "CUDA out of memory.", "does not fit into the memory of cpu"),
+    ],
+)
+def test_a_device_that_fails_while_the_model_is_loaded_is_a_reason_not_to_load(
+    tiny_version: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str, reason: str
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise torch_error(kind, message)
+
+    monkeypatch.setattr("trivec_server.backends.flagembedding.BGEM3FlagModel", failing)
+
+    with pytest.raises(LoadError, match=reason):
+        _build(tiny_version)
 
 
 def test_a_model_without_a_linear_sparse_head_is_refused(mini_repository: Path) -> None:

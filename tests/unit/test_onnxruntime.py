@@ -1,6 +1,8 @@
 """The onnxruntime engine and the versions that are exported for it, on the CPU."""
 
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,14 @@ from trivec_server.backends.graph.write import MODEL_FILE, write_graph
 from trivec_server.backends.interface import Engine, EngineLost, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.backends.onnxruntime.engine import OnnxRuntimeEngine, build_onnxruntime
 from trivec_server.backends.onnxruntime.export import export_onnxruntime
-from trivec_server.backends.onnxruntime.providers import BatchLimits, Placement
+from trivec_server.backends.onnxruntime.options import BatchLimits, RunShape
+from trivec_server.backends.onnxruntime.providers import Placement
 from trivec_server.backends.onnxruntime.session import (
     DeviceRunner,
     Feeds,
     Outputs,
+    Runner,
+    RunnersByLength,
     int8_products_are_exact,
     open_session,
     understood,
@@ -231,6 +236,26 @@ def test_a_session_that_opens_on_another_provider_than_chosen_is_refused(pulled:
         open_session(pulled / MODEL_FILE, on_gpu, [("CPUExecutionProvider", {})], 1)
 
 
+def test_a_library_that_cannot_be_loaded_is_named_where_cuda_does_not_start(
+    pulled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime prints it, which is not what a server's standard output is for; other threads may go on printing."""
+
+    def preload_dlls() -> None:
+        other = threading.Thread(target=sys.stdout.write, args=("of another thread",))
+        other.start()
+        other.join()
+        sys.stdout.write("Failed to load libcublas.so.12: cannot open shared object file\n")
+        sys.stdout.write("Please follow the documentation to install CUDA.\n")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    with pytest.raises(
+        LoadError, match=r"brings the libraries \(Failed to load libcublas\.so\.12: cannot open [^;]*\)$"
+    ):
+        open_session(pulled / MODEL_FILE, Placement(device="cuda"), [("CPUExecutionProvider", {})], 1)
+    assert capsys.readouterr().out == "of another thread"
+
+
 def cpu_session(path: Path) -> onnxruntime.InferenceSession:
     return open_session(path / MODEL_FILE, Placement(device="cpu"), [("CPUExecutionProvider", {})], 1)
 
@@ -262,10 +287,39 @@ def test_memory_of_a_device_is_released_between_runs(pulled: Path) -> None:
 
 
 def test_a_batch_of_more_texts_than_a_run_takes_is_computed_in_parts(pulled: Path) -> None:
-    engine = engine_of(pulled, DeviceRunner(cpu_session(pulled), "cpu", 0), BatchLimits(token_budget=1024, rows=2))
+    limits = BatchLimits(token_budget=1024, shapes=(RunShape(2, 64),))
+    engine = engine_of(pulled, DeviceRunner(cpu_session(pulled), "cpu", 0), limits)
     texts = batch(random_texts(5, 64, 2, 9, 33))
     assert_same(engine.run(texts, Mode.HYBRID), build(pulled).run(texts, Mode.HYBRID), 1e-6)
     assert engine.run(texts, Mode.DENSE).multi_vector is None
+
+
+class SeenRunner:
+    """A runner that notes the shape of each run."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        self.shapes.append(feeds["input_ids"].shape)
+        return self._runner.run(outputs, feeds)
+
+    def release_memory(self) -> None:
+        self.shapes.append(())
+
+
+def test_each_run_goes_to_the_session_that_is_built_for_its_length(pulled: Path) -> None:
+    """As with TensorRT: one for batches of short texts, one for single long ones."""
+    shapes = (RunShape(2, 16), RunShape(1, 64))
+    short, long = (SeenRunner(DeviceRunner(cpu_session(pulled), "cpu", 0)) for _ in shapes)
+    runner = RunnersByLength([(16, short), (64, long)])
+    engine = engine_of(pulled, runner, BatchLimits(token_budget=64, shapes=shapes))
+    for texts in (batch(random_texts(5, 16, 9)), batch(random_texts(17, 4, 64))):
+        assert_same(engine.run(texts, Mode.HYBRID), build(pulled).run(texts, Mode.HYBRID), 1e-6)
+    assert (short.shapes, long.shapes) == ([(2, 16), (1, 9), (1, 4)], [(1, 17), (1, 64)])
+    runner.release_memory()
+    assert (short.shapes[-1], long.shapes[-1]) == ((), ())
 
 
 class FullDevice:

@@ -6,21 +6,24 @@ from pathlib import Path
 import pytest
 from trivec_server.backends.graph.spec import Arithmetic
 from trivec_server.backends.interface import EngineRequest
+from trivec_server.backends.onnxruntime.options import (
+    BatchLimits,
+    Options,
+    RunShape,
+    batch_limits,
+    provider_options,
+    tensorrt_cache_dir,
+    tensorrt_options,
+)
 from trivec_server.backends.onnxruntime.providers import (
     CPU,
     CUDA,
     TENSORRT,
-    BatchLimits,
     GraphFacts,
     Machine,
-    Options,
-    Placement,
-    batch_limits,
     check_machine,
     check_precision,
     place,
-    provider_options,
-    tensorrt_cache_dir,
 )
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind
@@ -83,7 +86,12 @@ def test_a_float32_version_on_a_gpu_tells_of_the_faster_one() -> None:
     [
         (REQUEST, FLOAT16, NO_GPU, "KIND_GPU, but no NVIDIA GPU is visible"),
         (REQUEST, FLOAT16, CPU_PACKAGE, "no CUDA provider: pip uninstall onnxruntime, then pip install"),
-        (replace(REQUEST, device_index=2), FLOAT16, GPU_MACHINE, "GPU 2 is not there: this process sees 2"),
+        (
+            replace(REQUEST, device_index=2),
+            FLOAT16,
+            GPU_MACHINE,
+            "GPU 2 is not there: this process sees 2.*; correct `gpus`",
+        ),
         (REQUEST, facts("int8"), GPU_MACHINE, "int8 version of the engine onnxruntime runs on the CPU only"),
         (ON_CPU, FLOAT16, GPU_MACHINE, "computes in float16, which ONNX Runtime does on GPUs only"),
         (AUTO, FLOAT16, CPU_PACKAGE, r"does on GPUs only \(the package onnxruntime .* no CUDA provider"),
@@ -161,10 +169,8 @@ def test_device_memory_below_the_weights_is_refused_with_the_least_that_is_neede
 
 
 def options(request: EngineRequest, graph: GraphFacts = FLOAT16) -> dict[str, Options]:
-    placement: Placement = place(request, graph, GPU_MACHINE)
-    bounds = batch_limits(request, graph, placement)
-    chosen = provider_options(request, graph, placement, bounds, Path("/cache"))
-    assert chosen[0][0] == placement.provider
+    chosen = provider_options(request, graph, place(request, graph, GPU_MACHINE))
+    assert chosen[0][0] == place(request, graph, GPU_MACHINE).provider
     return dict(chosen)
 
 
@@ -187,30 +193,82 @@ def test_the_cpu_gets_no_options() -> None:
     assert options(ON_CPU, facts("int8")) == {CPU: {}}
 
 
-def test_tensorrt_comes_first_with_profiles_for_the_batches_it_will_get() -> None:
-    chosen = options(replace(WITH_TENSORRT, token_budget=4096))
+def tensorrt(request: EngineRequest) -> list[Options]:
+    """TensorRT's options, for each session."""
+    shapes, placement = limits(request).shapes, place(request, FLOAT16, GPU_MACHINE)
+    return [tensorrt_options(request, FLOAT16, placement, each, len(shapes), Path("/cache")) for each in shapes]
+
+
+def test_tensorrt_comes_before_cuda_and_the_cpu() -> None:
+    given: Options = {"trt_fp16_enable": "1"}
+    chosen = dict(provider_options(WITH_TENSORRT, FLOAT16, place(WITH_TENSORRT, FLOAT16, GPU_MACHINE), given))
     assert list(chosen) == [TENSORRT, CUDA, CPU]
-    tensorrt = chosen[TENSORRT]
-    assert tensorrt["trt_profile_min_shapes"] == "input_ids:1x2,attention_mask:1x2"
-    assert tensorrt["trt_profile_opt_shapes"] == "input_ids:8x512,attention_mask:8x512"
-    assert tensorrt["trt_profile_max_shapes"] == "input_ids:8x8192,attention_mask:8x8192"
-    assert (tensorrt["trt_fp16_enable"], tensorrt["trt_engine_cache_enable"]) == ("1", "1")
-    assert tensorrt["trt_engine_cache_path"] == "/cache"
+    assert chosen[TENSORRT] is given
 
 
-def test_tensorrt_gets_no_more_texts_in_a_run_than_its_profile_has() -> None:
-    assert limits(replace(WITH_TENSORRT, token_budget=4096)).rows == 8
-    assert limits(replace(WITH_TENSORRT, token_budget=100)).rows == 1
-    assert limits(REQUEST).rows is None
+def test_tensorrt_is_built_for_batches_of_short_texts_and_for_single_long_ones() -> None:
+    both = tensorrt(replace(WITH_TENSORRT, token_budget=4096))
+    assert [each["trt_profile_min_shapes"] for each in both] == ["input_ids:1x2,attention_mask:1x2"] * 2
+    largest = ["input_ids:8x512,attention_mask:8x512", "input_ids:1x8192,attention_mask:1x8192"]
+    assert [each["trt_profile_opt_shapes"] for each in both] == largest
+    assert [each["trt_profile_max_shapes"] for each in both] == largest
+    assert (both[0]["trt_fp16_enable"], both[0]["trt_engine_cache_enable"]) == ("1", "1")
+    assert both[0]["trt_engine_cache_path"] == "/cache"
 
 
-def test_other_weights_and_other_shapes_get_another_cache_for_tensorrt(tmp_path: Path) -> None:
+def test_tensorrt_is_built_once_where_all_texts_are_short() -> None:
+    (only,) = tensorrt(replace(WITH_TENSORRT, token_budget=4096, max_tokens=256))
+    assert only["trt_profile_max_shapes"] == "input_ids:16x256,attention_mask:16x256"
+
+
+@pytest.mark.parametrize("max_tokens", [16, 512, 513, 8192])
+@pytest.mark.parametrize("token_budget", [None, 100, 4096, 8192])
+def test_every_batch_of_tensorrt_has_a_run_that_it_fits_and_no_run_is_larger_than_the_budget_or_a_text(
+    max_tokens: int, token_budget: int | None
+) -> None:
+    found = limits(replace(WITH_TENSORRT, max_tokens=max_tokens, token_budget=token_budget))
+    assert found.shapes[-1].tokens == max_tokens
+    for shape in found.shapes:
+        assert shape.rows * shape.tokens <= max(found.token_budget, shape.tokens)
+        assert found.rows(shape.tokens) == shape.rows
+
+
+def test_a_run_of_tensorrt_has_as_many_texts_as_it_was_built_for() -> None:
+    both = limits(replace(WITH_TENSORRT, token_budget=4096))
+    assert [both.rows(longest) for longest in (2, 512, 513, 8192)] == [8, 8, 1, 1]
+    assert limits(REQUEST).rows(8192) is None
+
+
+def test_tensorrts_sessions_share_the_memory_that_the_weights_leave() -> None:
+    short, long = tensorrt(replace(WITH_TENSORRT, device_memory_mb=10_000))
+    assert short["trt_max_workspace_size"] == long["trt_max_workspace_size"]
+    assert 0 < 4 * int(short["trt_max_workspace_size"]) < 10_000_000_000 - 2 * FLOAT16.weight_bytes
+    assert "trt_max_workspace_size" not in tensorrt(WITH_TENSORRT)[0]
+
+
+def test_device_memory_must_hold_the_weights_of_both_of_tensorrts_sessions() -> None:
+    with pytest.raises(LoadError, match="device_memory_mb is 2500, but this version needs 3315 at least"):
+        limits(replace(WITH_TENSORRT, device_memory_mb=2500, token_budget=4096))
+    limits(replace(WITH_TENSORRT, device_memory_mb=2500, token_budget=4096, max_tokens=512))
+
+
+def test_all_that_tensorrt_builds_from_decides_on_its_cache(tmp_path: Path) -> None:
     weights = tmp_path / "model.onnx.data"
     weights.write_bytes(b"one")
-    bounds = BatchLimits(token_budget=4096, rows=8)
-    paths = [tensorrt_cache_dir(tmp_path, weights, each) for each in (bounds, bounds, replace(bounds, rows=4))]
+    shape = RunShape(8, 512)
+
+    def path(request: EngineRequest = WITH_TENSORRT, shape: RunShape = shape, version: str = "1.31.1") -> Path:
+        return tensorrt_cache_dir(tmp_path, weights, request, shape, version)
+
+    first = path()
+    assert first == path()
+    assert first.parent == tmp_path / "trivec" / "tensorrt"
+    others = [
+        path(shape=RunShape(4, 512)),
+        path(shape=RunShape(8, 256)),
+        path(replace(WITH_TENSORRT, max_tokens=4096)),
+        path(replace(WITH_TENSORRT, device_memory_mb=9000)),
+        path(version="1.32.0"),
+    ]
     weights.write_bytes(b"another")
-    paths.append(tensorrt_cache_dir(tmp_path, weights, bounds))
-    assert paths[0] == paths[1]
-    assert len(set(paths)) == 3
-    assert paths[0].parent == tmp_path / "trivec" / "tensorrt"
+    assert len({first, *others, path()}) == 7

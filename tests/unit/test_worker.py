@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,47 @@ def test_an_error_concerns_one_batch_and_keeps_its_kind(
     assert_same(good.result(), expected(batch_of((10,)), Mode.DENSE))
 
 
+def test_a_result_for_which_its_process_has_no_memory_fails_its_batch_alone(shared_engine: WorkerEngine) -> None:
+    failing = shared_engine.submit(batch_of((Command.GIVE_TOO_MUCH,)), Mode.DENSE)
+    good = shared_engine.submit(batch_of((10,)), Mode.DENSE)
+    with pytest.raises(MemoryError, match="shared memory"):
+        failing.result()
+    assert_same(good.result(), expected(batch_of((10,)), Mode.DENSE))
+
+
+@contextmanager
+def no_more_memory() -> Iterator[None]:
+    """This process has 16 MB at most that it did not have before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 16_000_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("factory", [obedient, overlapping])
+def test_a_result_for_which_this_process_has_no_memory_fails_its_batch_alone(
+    factory: EngineFactory, request_: EngineRequest
+) -> None:
+    engine = start_worker(factory, request_)
+    large = engine.submit(batch_of((10,) * 1_000_000), Mode.MULTI_VECTOR)
+    small = engine.submit(batch_of((11,)), Mode.DENSE)
+    with no_more_memory(), pytest.raises(MemoryError):
+        large.result()
+    assert_same(small.result(), expected(batch_of((11,)), Mode.DENSE))
+    assert_same(engine.run(batch_of((12,)), Mode.DENSE), expected(batch_of((12,)), Mode.DENSE))
+    engine.close()
+
+
+def test_a_batch_for_which_there_is_no_memory_is_not_submitted(engine: WorkerEngine) -> None:
+    large, good = batch_of((10,) * 4_000_000), batch_of((10,))
+    with no_more_memory(), pytest.raises(MemoryError):
+        engine.submit(large, Mode.DENSE)
+    assert_same(engine.run(good, Mode.DENSE), expected(good, Mode.DENSE))
+
+
 def test_an_unforeseen_errors_cause_has_the_traceback(engine: WorkerEngine) -> None:
     with pytest.raises(RuntimeError) as caught:
         engine.run(batch_of((Command.RAISE_VALUE_ERROR,)), Mode.DENSE)
@@ -259,6 +302,27 @@ def test_an_engine_that_does_not_close_is_killed_and_the_log_says_so(request_: E
         engine.close()
     assert [log["event"] for log in logs] == ["engine process killed: it did not end by itself"]
     assert not psutil.pid_exists(engine.process_id)
+
+
+def test_a_process_that_gives_no_answer_is_killed_and_its_batches_are_lost(request_: EngineRequest) -> None:
+    engine = start_worker(obedient, request_, hung_s=0.1)
+    both = [engine.submit(batch_of((Command.WAIT,)), Mode.DENSE), engine.submit(batch_of((10,)), Mode.DENSE)]
+    for running in both:
+        with pytest.raises(EngineLost, match=r"^the engine's process gave no answer for 0\.1 s and was killed"):
+            running.result()
+    assert not psutil.pid_exists(engine.process_id)
+    with pytest.raises(EngineLost, match="gave no answer"):
+        engine.submit(batch_of((10,)), Mode.DENSE)
+    engine.close()
+
+
+def test_closing_does_not_wait_for_a_batch_that_hangs(request_: EngineRequest) -> None:
+    engine = start_worker(obedient, request_, close_timeout_s=0.1)
+    running = engine.submit(batch_of((Command.WAIT,)), Mode.DENSE)
+    engine.close()
+    assert not psutil.pid_exists(engine.process_id)
+    with pytest.raises(EngineLost):
+        running.result()
 
 
 def test_what_is_shared_has_no_name_in_any_file_system(engine: WorkerEngine) -> None:

@@ -5,10 +5,12 @@ It gets token ids, so what is used of the model is its forward pass, called and 
 FlagEmbedding 1.4.2 does. Only this module imports FlagEmbedding and transformers.
 """
 
+import contextlib
 import gc
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -67,10 +69,12 @@ def build_flagembedding(request: EngineRequest) -> Engine:
     stored = open_stored_model(request.version_dir)
     _check_model(stored)
     torch.set_num_threads(threads_per_instance(request.intra_op_threads, request.instances))
-    if place.is_gpu and request.device_memory_mb is not None:
-        total_bytes = torch.cuda.get_device_properties(place.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, request.device_memory_mb * 1e6 / total_bytes), place.device)
-    return FlagEmbeddingEngine(stored, request.version_dir / _TOKENIZER_FILE, place, request.token_budget)
+    with _load_errors(place):
+        if place.is_gpu and request.device_memory_mb is not None:
+            total_bytes = torch.cuda.get_device_properties(place.device).total_memory
+            share = min(1.0, request.device_memory_mb * 1e6 / total_bytes)
+            torch.cuda.set_per_process_memory_fraction(share, place.device)
+        return FlagEmbeddingEngine(stored, request.version_dir / _TOKENIZER_FILE, place, request.token_budget)
 
 
 class FlagEmbeddingEngine:
@@ -97,8 +101,6 @@ class FlagEmbeddingEngine:
             with tempfile.TemporaryDirectory(prefix="trivec-flagembedding-") as directory:
                 _write_checkpoint(Path(directory), stored, tokenizer_path)
                 self._model = _load(Path(directory), encoder, heads, place)
-        except torch.OutOfMemoryError as error:
-            raise LoadError(f"the model does not fit into the memory of {place.device}") from error
         except OSError as error:
             raise LoadError(
                 f"FlagEmbedding reads weights from files of its own, and those cannot be written ({error}): make room "
@@ -133,15 +135,13 @@ class FlagEmbeddingEngine:
                     return_colbert_vecs=Mode.MULTI_VECTOR in modes,
                 )
                 arrays = {name: _to_numpy(tensor) for name, tensor in output.items()}
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise MemoryError(f"torch could not allocate memory on {self._place.device}") from error
-        except torch.AcceleratorError as error:
-            raise EngineLost(f"{self._place.device} failed: {_first_line(error)}") from error
         except RuntimeError as error:
-            if "allocate memory" in str(error) or "not enough memory" in str(error):
-                raise MemoryError("torch could not allocate memory") from error
-            raise
+            meaning = _understood(error, self._place.device)
+            if meaning is error:
+                raise
+            if isinstance(meaning, MemoryError) and self._place.is_gpu:
+                torch.cuda.empty_cache()
+            raise meaning from error
         dense, weights, vectors = (arrays.get(name) for name in ("dense_vecs", "sparse_vecs", "colbert_vecs"))
         return EngineOutput(
             dense=dense if dense is None or self._place.precision == "float32" else _unit_rows(dense),
@@ -155,6 +155,41 @@ class FlagEmbeddingEngine:
         gc.collect()
         if self._place.is_gpu:
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _load_errors(place: _Place) -> Iterator[None]:
+    """
+    Raises:
+        LoadError: what has failed is the device.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        match _understood(error, place.device):
+            case MemoryError():
+                mend = "raise device_memory_mb, or set precision float16" if place.is_gpu else "end what else runs here"
+                raise LoadError(f"the model does not fit into the memory of {place.device}: {mend}") from error
+            case EngineLost() as loss:
+                raise LoadError(f"{loss}; look at `nvidia-smi`, or name another GPU in instance_group") from error
+            case _:
+                raise
+
+
+_MEMORY_SIGNS = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+def _understood(error: RuntimeError, device: str) -> Exception:
+    """
+    What torch's error means to the caller: MemoryError, EngineLost, or itself. Those of cuBLAS are plain
+    RuntimeErrors, and a full memory may be told by an AcceleratorError.
+    """
+    reason = _first_line(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in reason for sign in _MEMORY_SIGNS):
+        return MemoryError(f"torch could not allocate memory on {device}")
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in reason:
+        return EngineLost(f"{device} failed: {reason}")
+    return error
 
 
 def _choose_place(request: EngineRequest) -> _Place:
@@ -171,7 +206,9 @@ def _choose_place(request: EngineRequest) -> _Place:
     else:
         index, count = request.device_index or 0, torch.cuda.device_count()
         if index >= count:
-            raise LoadError(f"instance_group names GPU {index}, but torch sees {count}: 0 to {count - 1}")
+            raise LoadError(
+                f"instance_group names GPU {index}, but torch sees {count}: 0 to {count - 1}; correct `gpus`"
+            )
         device = f"cuda:{index}"
     precisions = _CPU_PRECISIONS if device == "cpu" else _GPU_PRECISIONS
     precision = request.precision or precisions[0]

@@ -1,4 +1,4 @@
-"""The attention of a graph's layers, in three forms: see `graph_spec.GraphForm`."""
+"""The attention of a graph's layers, in three forms: see `spec.GraphForm`."""
 
 import math
 from typing import Protocol

@@ -2,7 +2,7 @@
 The ONNX graph of an encoder with three heads, written from weights without torch.
 
 Inputs, both int64 [B, T], right-padded with the padding id: `input_ids`, `attention_mask`; and the optional flags of
-`graph_spec.flag_of`. Outputs, all float32: `dense` [B, hidden] with unit rows, `token_weights` [B, T], not negative,
+`spec.flag_of`. Outputs, all float32: `dense` [B, hidden] with unit rows, `token_weights` [B, T], not negative,
 special tokens and padding included, `multi_vector` [B, T - 1, D2] with unit rows, and zeros for padding.
 """
 

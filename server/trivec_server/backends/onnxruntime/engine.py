@@ -5,7 +5,6 @@ It runs the three-output graph that `backends/graph` writes: `input_ids` and `at
 per head in; `dense` [B, D], `token_weights` [B, T] and `multi_vector` [B, T - 1, D] out, all float32.
 """
 
-import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,26 +17,33 @@ from numpy.typing import NDArray
 from trivec_server.backends.graph.spec import flag_of
 from trivec_server.backends.graph.write import MODEL_FILE
 from trivec_server.backends.hardware import nvidia_gpu_count, threads_per_instance
+from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.backends.onnxruntime.export import TENSORRT_MODEL_FILE
 from trivec_server.backends.onnxruntime.graph_facts import OUTPUT_NAMES, GraphDescription, read_description
-from trivec_server.backends.onnxruntime.providers import (
+from trivec_server.backends.onnxruntime.options import (
     BatchLimits,
+    Options,
+    RunShape,
+    batch_limits,
+    provider_options,
+    tensorrt_cache_dir,
+    tensorrt_options,
+)
+from trivec_server.backends.onnxruntime.providers import (
     Machine,
     Placement,
-    batch_limits,
     check_machine,
     check_precision,
     place,
     place_on_cpu,
-    provider_options,
-    tensorrt_cache_dir,
 )
 from trivec_server.backends.onnxruntime.session import (
     DeviceRunner,
     Feeds,
     HostRunner,
     Runner,
+    RunnersByLength,
     int8_products_are_exact,
     open_session,
     understood,
@@ -47,7 +53,6 @@ from trivec_server.types import PAD_TOKEN_ID, InstanceKind, Mode
 
 _TRIM_TOKENS = 256
 """Batches from this size on take so long that 2 ms for giving memory back do not count."""
-_LIBC = ctypes.CDLL(None)
 _OVERFLOWS = (
     "this CPU adds int8 products in 16 bits, which can overflow: results may be further from float32 than the parity "
     "report says; a CPU with VNNI, or a float32 version, does not have this"
@@ -80,37 +85,50 @@ def _build(request: EngineRequest, description: GraphDescription, placement: Pla
     path = request.version_dir / (TENSORRT_MODEL_FILE if placement.tensorrt else MODEL_FILE)
     if not path.is_file():
         raise LoadError(f"{path.name} is missing in {path.parent}; export the version again")
-    cache_dir = _cache_dir(description, placement, limits)
-    providers = provider_options(request, description.facts, placement, limits, cache_dir)
     threads = threads_per_instance(request.intra_op_threads, request.instances)
-    session = open_session(path, placement, providers, threads)
-    runner: Runner = HostRunner(session)
-    if placement.device != "cpu":
-        runner = DeviceRunner(session, placement.device, placement.device_index)
+    sessions = [
+        open_session(path, placement, provider_options(request, description.facts, placement, tensorrt), threads)
+        for tensorrt in _tensorrt(request, description, placement, limits.shapes)
+    ]
     notes = placement.notes
     if description.facts.arithmetic == "int8" and not int8_products_are_exact():
         notes = (*notes, _OVERFLOWS)
     info = replace(description.info, device=placement.name, token_budget=limits.token_budget, notes=notes)
-    flags = {each.name for each in session.get_overridable_initializers()}
-    return OnnxRuntimeEngine(info, runner, flags, limits)
+    flags = {each.name for each in sessions[0].get_overridable_initializers()}
+    return OnnxRuntimeEngine(info, _runner(sessions, placement, limits.shapes), flags, limits)
 
 
-def _cache_dir(description: GraphDescription, placement: Placement, limits: BatchLimits) -> Path:
-    """Where TensorRT keeps its engines; made if it is used."""
+def _tensorrt(
+    request: EngineRequest, description: GraphDescription, placement: Placement, shapes: tuple[RunShape, ...]
+) -> list[Options | None]:
+    """TensorRT's options for each session; None for the one session of another provider."""
+    if not shapes:
+        return [None]
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = tensorrt_cache_dir(user_cache, description.weights, limits)
-    if placement.tensorrt:
+    options: list[Options | None] = []
+    for shape in shapes:
+        path = tensorrt_cache_dir(user_cache, description.weights, request, shape, onnxruntime.__version__)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LoadError(
                 f"{path}, for what TensorRT builds, cannot be made ({error}); set XDG_CACHE_HOME"
             ) from error
-    return path
+        options.append(tensorrt_options(request, description.facts, placement, shape, len(shapes), path))
+    return options
+
+
+def _runner(sessions: list[onnxruntime.InferenceSession], placement: Placement, shapes: tuple[RunShape, ...]) -> Runner:
+    if placement.device == "cpu":
+        return HostRunner(sessions[0])
+    runners = [DeviceRunner(session, placement.device, placement.device_index) for session in sessions]
+    if not shapes:
+        return runners[0]
+    return RunnersByLength([(shape.tokens, runner) for shape, runner in zip(shapes, runners, strict=True)])
 
 
 class OnnxRuntimeEngine:
-    """A session on a device."""
+    """One session on a device, or several for texts of different lengths."""
 
     def __init__(self, info: EngineInfo, runner: Runner, flags: set[str], limits: BatchLimits) -> None:
         self._info = info
@@ -131,11 +149,12 @@ class OnnxRuntimeEngine:
             MemoryError: an allocation failed.
             EngineLost: the GPU failed.
         """
-        parts = [self._run(part, modes) for part in _split(batch, self._limits.rows)]
+        rows = self._limits.rows(int(batch.lengths.max()))
+        parts = [self._run(part, modes) for part in _split(batch, rows)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def close(self) -> None:
-        """Releases the session."""
+        """Releases the sessions."""
         del self._runner
 
     def _run(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
@@ -155,7 +174,7 @@ class OnnxRuntimeEngine:
                 self._runner.release_memory()
             raise meaning from error
         if input_ids.size >= _TRIM_TOKENS and self._info.device == "cpu":
-            _give_memory_back()
+            give_memory_back()
         outputs: dict[Mode, NDArray[np.float32]] = dict(zip(wanted, arrays, strict=True))
         weights = outputs.get(Mode.SPARSE)
         vectors = outputs.get(Mode.MULTI_VECTOR)
@@ -184,13 +203,6 @@ def _joined(parts: list[EngineOutput]) -> EngineOutput:
         token_weights=np.concatenate(weights) if weights else None,
         multi_vector=[each for part in vectors for each in part] if vectors else None,
     )
-
-
-def _give_memory_back() -> None:
-    """Lets glibc return freed memory to the system, which it otherwise keeps; other C libraries have no such call."""
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _unpadded(vectors: NDArray[np.float32], lengths: list[int]) -> list[NDArray[np.float32]]:

@@ -1,30 +1,19 @@
-"""Which of ONNX Runtime's execution providers a version runs on, with what options: decisions, nothing is opened."""
+"""Which of ONNX Runtime's execution providers a version runs on: decisions, nothing is opened."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from trivec_server.backends.graph.spec import Arithmetic
 from trivec_server.backends.interface import EngineRequest
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind
 
-Options: TypeAlias = Mapping[str, str]
-
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 NEEDS_GPU_PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-
-_MEGABYTE = 1_000_000
-_TENSORRT_TOKENS = 512
-"""The length that TensorRT tunes for, if texts may be so long."""
-_TENSORRT_PAGE_TOKENS = 8192
-"""The padded tokens of a batch that TensorRT is built for, unless a budget is configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +133,8 @@ def _machine_obstacle(request: EngineRequest, machine: Machine) -> str | None:
     if not machine.gpus:
         return "no NVIDIA GPU is visible to this process; set KIND_CPU or KIND_AUTO"
     if request.device_index is not None and request.device_index >= machine.gpus:
-        return f"GPU {request.device_index} is not there: this process sees {machine.gpus}, counted from 0"
+        seen = f"this process sees {machine.gpus}, counted from 0"
+        return f"GPU {request.device_index} is not there: {seen}; correct `gpus` in instance_group"
     if CUDA not in machine.available:
         return f"the package onnxruntime that is installed has no CUDA provider: {NEEDS_GPU_PACKAGE}"
     return None
@@ -187,115 +177,3 @@ def _check_tensorrt(facts: GraphFacts, machine: Machine) -> None:
             f"the accelerator `tensorrt` needs a float16 version, this one computes in {facts.arithmetic}; make one "
             "with `trivec export --engine onnxruntime --precision float16`"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """`token_budget`: padded tokens of a batch. `rows`: the most texts in one run; None: no limit."""
-
-    token_budget: int
-    rows: int | None = None
-
-
-_CPU_TOKEN_BUDGET = 1024
-_CUDA_TOKEN_BUDGET = 32_768
-"""More does not make a large GPU faster: its matrix products are at their full rate with 10,000 rows and more."""
-_LEAST_CUDA_TOKEN_BUDGET = 256
-_NUMBERS_PER_TOKEN = 32
-"""
-What a layer and the heads hold at once for one token, in float32 numbers, by hidden size: hidden state, residual,
-query, key, value, context (6), the feed-forward's inside twice (8), the heads' vectors and their copies (4), and as
-much again for what the arena cannot fit together.
-"""
-_CONTEXT_BYTES = 800 * _MEGABYTE
-"""Of the CUDA context, cuBLAS's workspace and the kernels."""
-_SCORE_BYTES = 3 * 64 * (1 << 20)
-"""Of the attention scores that the portable graph holds, see `graph_attention.SCORE_ELEMENTS`."""
-
-
-def batch_limits(request: EngineRequest, facts: GraphFacts, placement: Placement) -> BatchLimits:
-    """
-    How large batches may be: as configured, else what fits `device_memory_mb`, at most 32,768 padded tokens on a GPU.
-
-    Raises:
-        LoadError: the weights alone are larger than `device_memory_mb`.
-    """
-    if placement.device == "cpu":
-        return BatchLimits(token_budget=request.token_budget or _CPU_TOKEN_BUDGET)
-    budget = request.token_budget or _fitting_tokens(request.device_memory_mb, facts)
-    if not placement.tensorrt:
-        return BatchLimits(token_budget=budget)
-    budget = min(budget, request.token_budget or _TENSORRT_PAGE_TOKENS)
-    return BatchLimits(token_budget=budget, rows=max(1, budget // _tuned_tokens(request)))
-
-
-def _fitting_tokens(device_memory_mb: int | None, facts: GraphFacts) -> int:
-    if device_memory_mb is None:
-        return _CUDA_TOKEN_BUDGET
-    room = device_memory_mb * _MEGABYTE - facts.weight_bytes - _CONTEXT_BYTES - _SCORE_BYTES
-    tokens = room // (_NUMBERS_PER_TOKEN * 4 * facts.hidden)
-    if tokens < _LEAST_CUDA_TOKEN_BUDGET:
-        need = facts.weight_bytes + _CONTEXT_BYTES + _SCORE_BYTES
-        need += _LEAST_CUDA_TOKEN_BUDGET * _NUMBERS_PER_TOKEN * 4 * facts.hidden
-        raise LoadError(
-            f"device_memory_mb is {device_memory_mb}, but this version needs {-(-need // _MEGABYTE)} at least: "
-            "raise it, or use a version of a lower precision"
-        )
-    return min(tokens, _CUDA_TOKEN_BUDGET)
-
-
-def _tuned_tokens(request: EngineRequest) -> int:
-    return min(request.max_tokens, _TENSORRT_TOKENS)
-
-
-def provider_options(
-    request: EngineRequest, facts: GraphFacts, placement: Placement, limits: BatchLimits, cache_dir: Path
-) -> tuple[tuple[str, Options], ...]:
-    """
-    The providers of a session with their options, in the order of preference. `cache_dir` is where TensorRT keeps what
-    it has built.
-    """
-    if placement.device == "cpu":
-        return ((CPU, MappingProxyType({})),)
-    cuda = {
-        "device_id": str(placement.device_index),
-        "arena_extend_strategy": "kSameAsRequested",
-        # TF32 rounds to 10 bits: as exact as float16, but not as what float32 promises.
-        "use_tf32": "1" if facts.arithmetic == "float16" else "0",
-    }
-    if request.device_memory_mb is not None:
-        cuda["gpu_mem_limit"] = str(request.device_memory_mb * _MEGABYTE)
-    chosen: tuple[tuple[str, Options], ...] = ((CUDA, MappingProxyType(cuda)), (CPU, MappingProxyType({})))
-    if not placement.tensorrt:
-        return chosen
-    return ((TENSORRT, MappingProxyType(_tensorrt_options(request, placement, limits, cache_dir))), *chosen)
-
-
-def _tensorrt_options(
-    request: EngineRequest, placement: Placement, limits: BatchLimits, cache_dir: Path
-) -> dict[str, str]:
-    rows, tuned = limits.rows or 1, _tuned_tokens(request)
-    shapes = {"min": (1, 2), "opt": (rows, tuned), "max": (rows, request.max_tokens)}
-    options = {
-        f"trt_profile_{which}_shapes": ",".join(f"{name}:{batch}x{tokens}" for name in ("input_ids", "attention_mask"))
-        for which, (batch, tokens) in shapes.items()
-    }
-    return options | {
-        "device_id": str(placement.device_index),
-        "trt_fp16_enable": "1",
-        "trt_layer_norm_fp32_fallback": "1",
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(cache_dir),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(cache_dir),
-    }
-
-
-def tensorrt_cache_dir(user_cache: Path, weights: Path, limits: BatchLimits) -> Path:
-    """
-    A directory for the engines that TensorRT builds of these weights, which hold the weights themselves. ONNX Runtime
-    names them by the graph alone, so other weights, and other shapes, need another directory.
-    """
-    facts = weights.stat()
-    key = f"{weights.resolve()} {facts.st_size} {facts.st_mtime_ns} {limits.token_budget} {limits.rows}"
-    return user_cache / "trivec" / "tensorrt" / sha256(key.encode()).hexdigest()[:16]

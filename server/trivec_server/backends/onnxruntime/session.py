@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TextIO, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trivec_server.backends.interface import EngineLost
-from trivec_server.backends.onnxruntime.providers import NEEDS_GPU_PACKAGE, Options, Placement
+from trivec_server.backends.onnxruntime.options import Options
+from trivec_server.backends.onnxruntime.providers import NEEDS_GPU_PACKAGE, Placement
 from trivec_server.errors import LoadError
 
 Feeds: TypeAlias = Mapping[str, NDArray[np.int64 | np.bool_]]
@@ -38,29 +41,49 @@ def open_session(
     # Idle threads must leave their cores to the tokenizer and the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen = [(name, dict(values)) for name, values in providers]
-    if placement.device == "cuda":
-        _load_cuda_libraries()
+    missing = _load_cuda_libraries() if placement.device == "cuda" else ""
     try:
         # Without enable_fallback=0 a provider that fails is replaced by another, here and in any later run.
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
     except Exception as error:
-        raise LoadError(_reason(error, path, placement)) from error
+        raise LoadError(_reason(error, path, placement) + missing) from error
     if session.get_providers()[0] != placement.provider:
         raise LoadError(
             f"ONNX Runtime could not start {placement.provider} and offers {session.get_providers()[0]} instead: the "
             "driver, CUDA or cuDNN libraries are missing or do not fit onnxruntime-gpu; pip install "
-            "'onnxruntime-gpu[cuda,cudnn]' brings the libraries"
+            f"'onnxruntime-gpu[cuda,cudnn]' brings the libraries{missing}"
         )
     return session
 
 
-def _load_cuda_libraries() -> None:
-    """Finds the CUDA libraries that are installed as Python packages, which the dynamic loader would not."""
+_loading_libraries = threading.Lock()
+
+
+def _load_cuda_libraries() -> str:
+    """
+    Finds the CUDA libraries that are installed as Python packages, which the dynamic loader would not. Returns what is
+    missing, to end an error's message with: it may be none that is needed.
+    """
     preload = getattr(onnxruntime, "preload_dlls", None)
-    if preload is not None:
-        # It prints what it does not find; a provider that then cannot be started is reported as such.
-        with contextlib.redirect_stdout(io.StringIO()):
-            preload()
+    if preload is None:
+        return ""
+    with _loading_libraries, contextlib.redirect_stdout(_OwnLines(sys.stdout)) as printed:
+        preload()
+    failed = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
+    return f" ({'; '.join(failed)})" if failed else ""
+
+
+class _OwnLines(io.StringIO):
+    """Standard output while ONNX Runtime loads libraries: keeps what this thread prints; others' lines pass."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        super().__init__()
+        self._stdout = stdout
+        self._thread = threading.get_ident()
+
+    def write(self, text: str, /) -> int:
+        """As TextIO.write."""
+        return super().write(text) if threading.get_ident() == self._thread else self._stdout.write(text)
 
 
 def _reason(error: Exception, path: Path, placement: Placement) -> str:
@@ -171,6 +194,24 @@ class DeviceRunner:
         for name in outputs:
             binding.bind_output(name, self._device, self._index)
         return binding
+
+
+class RunnersByLength:
+    """Runs each batch in the session for its length. `runners`: with the most tokens that each takes, ascending."""
+
+    def __init__(self, runners: Sequence[tuple[int, Runner]]) -> None:
+        self._runners = runners
+
+    def run(self, outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        """As `Runner.run`."""
+        length = feeds["input_ids"].shape[1]
+        runner = next(runner for tokens, runner in self._runners if length <= tokens)
+        return runner.run(outputs, feeds)
+
+    def release_memory(self) -> None:
+        """As `Runner.release_memory`."""
+        for _, runner in self._runners:
+            runner.release_memory()
 
 
 def int8_products_are_exact() -> bool:

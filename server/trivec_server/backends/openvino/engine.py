@@ -5,7 +5,6 @@ It runs the model of `graph.py` over tokens without padding, from the files that
 built in memory from the version's weights.
 """
 
-import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from trivec_server.backends.graph.heads import NORM_EPS
 from trivec_server.backends.graph.spec import EncoderSpec
 from trivec_server.backends.hardware import cpu_has_bfloat16, threads_per_instance
+from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.backends.openvino.files import BIN_FILE, XML_FILE, OpenedFiles, read_files
 from trivec_server.backends.openvino.graph import WeightType, keep_halves, write_openvino
@@ -30,11 +30,10 @@ from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind, Mode
 
 _TOKEN_BUDGET = 640
-"""Where matrix products are fastest (`openvino_packing.padded_size`); larger batches only wait longer."""
+"""Where matrix products are fastest (`packing.padded_size`); larger batches only wait longer."""
 _TRIM_TOKENS = 512
 """Batches from this size on take so long that 2 ms for giving memory back do not count."""
 _LARGE_TOKENS = 2048
-_LIBC = ctypes.CDLL(None)
 _FIRST_RUN_TOKENS = 16
 _QUANTIZATION_GROUP = 32
 _WRONG_BFLOAT16 = "this release of OpenVINO computes bfloat16 wrongly on this CPU"
@@ -107,8 +106,15 @@ def _compile(request: EngineRequest, threads: int) -> _Compiled:
     try:
         model = core.compile_model(files.model, "CPU", config)
     except RuntimeError as error:
-        raise LoadError(f"the model cannot be compiled by OpenVINO ({str(error).splitlines()[0]})") from error
+        raise LoadError(
+            f"the model cannot be compiled by OpenVINO ({_first_line(error)}); run `trivec export` again, or serve the "
+            "version that `trivec pull` made with another backend"
+        ) from error
     return _Compiled(model=model, files=files, precision=precision, notes=notes)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _hint(precision: str) -> str:
@@ -225,7 +231,7 @@ class OpenVinoEngine:
             self._request = self._compiled.model.create_infer_request()
             self._compiled.model.release_memory()
         if packed.size >= _TRIM_TOKENS:
-            _give_memory_back()
+            give_memory_back()
         return output
 
     def close(self) -> None:
@@ -263,10 +269,3 @@ def _normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     unit: NDArray[np.float32] = rows / np.maximum(norms, np.float32(NORM_EPS))[:, None]
     return unit
-
-
-def _give_memory_back() -> None:
-    """Lets glibc return freed memory to the system, which it otherwise keeps; other C libraries have no such call."""
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)

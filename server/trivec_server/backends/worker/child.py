@@ -1,12 +1,14 @@
 """The server's side of an engine's process: started, spoken to, and seen to its end."""
 
 import contextlib
+import math
 import os
 import pickle
 import select
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -74,16 +76,19 @@ class ChildProcess:
         except OSError:
             raise self._lost() from None
 
-    def receive(self) -> FromProcess:
-        """Waits for a message or for the end of the process."""
+    def receive(self, timeout_s: float | None = None) -> FromProcess:
+        """Waits for a message or for the end of the process; kills a process that sends none for `timeout_s`."""
         if self._ended is not None:
             raise self._lost()
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         try:
             # The end of the connection tells of the end of the process, unless a process that it has started lives on
             # and holds the connection: so look at the process itself, too.
-            while not self._poller.poll(_LOOK_MS):
+            while not self._poller.poll(_wait_ms(deadline)):
                 if self._process.poll() is not None and not self._poller.poll(0):
                     raise self._lost()
+                if time.monotonic() >= deadline:
+                    raise self._hung(f"gave no answer for {timeout_s:g} s")
             message: FromProcess = self._connection.recv()
         except (EOFError, OSError):
             raise self._lost() from None
@@ -121,9 +126,20 @@ class ChildProcess:
             return f"was killed by signal {-code} ({signal.Signals(-code).name})"
         return f"was killed by signal {-code}"
 
+    def _hung(self, what: str) -> EngineLost:
+        _log.error("engine process killed: it hangs", pid=self.pid, reason=what)
+        self.end(0.0)
+        self._ended = f"{what} and {self._ended}"
+        return self._lost()
+
     def _lost(self) -> EngineLost:
         self.end(END_S)
         return EngineLost(f"the engine's process {self._ended}")
+
+
+def _wait_ms(deadline: float) -> float:
+    """How long to wait before the next look at the process, in ms; to the deadline at most."""
+    return max(0.0, min(_LOOK_MS, 1000 * (deadline - time.monotonic())))
 
 
 def _start(fds: tuple[int, ...], label: str) -> "subprocess.Popen[bytes]":

@@ -36,12 +36,17 @@ from trivec_server.types import Mode
 
 _log = get_logger(__name__)
 
-
 _CLOSE_TIMEOUT_S = 10.0
+_HUNG_S = 600.0
+"""Far more than any batch takes: a text of 8192 tokens on a small CPU takes over a minute."""
 
 
 def start_worker(
-    factory: EngineFactory, request: EngineRequest, *, close_timeout_s: float = _CLOSE_TIMEOUT_S
+    factory: EngineFactory,
+    request: EngineRequest,
+    *,
+    close_timeout_s: float = _CLOSE_TIMEOUT_S,
+    hung_s: float = _HUNG_S,
 ) -> "WorkerEngine":
     """
     Builds the engine in a new process; returns one that sends its batches there. The process is a fresh one, no fork:
@@ -51,6 +56,7 @@ def start_worker(
         factory: Importable by its name: a function of a module.
         request: What the factory is given.
         close_timeout_s: The engine may take so long to close before its process is killed.
+        hung_s: A process that gives no answer to a batch for so long hangs, and is killed.
 
     Raises:
         LoadError: the engine cannot be built, or its process died over it.
@@ -60,7 +66,7 @@ def start_worker(
     build = pickle.dumps(Build(factory=factory, request=request, log_level=level, log_format=log_format))
     process = ChildProcess(_label(factory, request))
     try:
-        return WorkerEngine(process, _build(process, build), close_timeout_s)
+        return WorkerEngine(process, _build(process, build), close_timeout_s=close_timeout_s, hung_s=hung_s)
     except LoadError:
         process.end(END_S)
         raise
@@ -113,9 +119,10 @@ class WorkerEngine:
     them.
     """
 
-    def __init__(self, process: ChildProcess, built: Built, close_timeout_s: float) -> None:
+    def __init__(self, process: ChildProcess, built: Built, *, close_timeout_s: float, hung_s: float) -> None:
         self._process = process
         self._close_timeout_s = close_timeout_s
+        self._hung_s = hung_s
         self._info = built.info
         self._overlaps = built.overlaps
         self._pending: deque[_RemoteBatch] = deque()
@@ -137,7 +144,7 @@ class WorkerEngine:
 
         Raises:
             MemoryError: the batch does not fit; a smaller one may.
-            EngineLost: the process or its device is gone; says how it ended.
+            EngineLost: the process or its device is gone, or it hung and was killed; says how it ended.
             ComputeError: as the engine says.
             RuntimeError: whatever else the engine raised; its traceback is the cause.
         """
@@ -148,6 +155,7 @@ class WorkerEngine:
         Begins a forward pass. Returns at once unless two batches are under way already.
 
         Raises:
+            MemoryError: there is no room for the batch.
             EngineLost: as `run`; other errors come with the result.
         """
         if len(self._pending) == SLOTS:
@@ -163,33 +171,41 @@ class WorkerEngine:
 
     def receive(self) -> None:
         """Waits for the oldest batch under way and gives it its outcome; EngineLost is the outcome of all."""
+        self._receive(self._hung_s)
+
+    def _receive(self, timeout_s: float) -> None:
         try:
-            outcome = self._outcome(self._pending[0])
+            answer = self._next_answer(timeout_s)
         except EngineLost as loss:
             while self._pending:
                 self._pending.popleft().outcome = EngineLost(str(loss))
-        else:
-            self._pending.popleft().outcome = outcome
+            return
+        # The batch is answered, whatever becomes of its answer: the next answer is for the next batch.
+        batch = self._pending.popleft()
+        batch.outcome = answer if isinstance(answer, Exception) else self._read(batch, answer)
 
-    def _outcome(self, batch: "_RemoteBatch") -> EngineOutput | Exception:
+    def _next_answer(self, timeout_s: float) -> Computed | Exception:
         if self._overlaps and len(self._pending) < SLOTS:
-            self._process.send(Collect(batch.number))
-        answer = self._process.receive()
-        if not isinstance(answer, Computed):
-            error = _error_of(answer)
-            if isinstance(error, EngineLost):
-                self._process.end(END_S)
-                raise error
-            return error
+            self._process.send(Collect(self._pending[0].number))
+        answer = self._process.receive(timeout_s)
+        if isinstance(answer, Computed):
+            return answer
+        error = _error_of(answer)
+        if isinstance(error, EngineLost):
+            self._process.end(END_S)
+            raise error
+        return error
+
+    def _read(self, batch: "_RemoteBatch", answer: Computed) -> EngineOutput | Exception:
         try:
             return read_output(self._process.results[batch.number % SLOTS], answer.layout, batch.lengths)
-        except MemoryError as error:
+        except Exception as error:  # noqa: BLE001 - raised by the batch's `result`
             return error
 
     def close(self) -> None:
         """Waits for the batches under way, closes the engine and ends its process; kills it if that takes too long."""
         while self._pending:
-            self.receive()
+            self._receive(self._close_timeout_s)
         with contextlib.suppress(EngineLost):
             self._process.send(Close())
         self._process.end(self._close_timeout_s)

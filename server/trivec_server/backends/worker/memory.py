@@ -4,8 +4,11 @@ How batches and results travel between the server and an engine's process: in an
 Nothing of it has a name in a file system, so nothing is left behind, whoever dies in whatever way.
 """
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -36,19 +39,29 @@ class SharedArea:
         return cls(os.memfd_create(name))
 
     def for_writing(self, size_bytes: int) -> mmap.mmap:
-        """The memory, at least of this size."""
+        """
+        The memory, at least of this size.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
         if self._map is None or len(self._map) < size_bytes:
-            mapped_bytes = _LEAST_BYTES
-            while mapped_bytes < size_bytes:
-                mapped_bytes *= 2
-            os.ftruncate(self.fd, mapped_bytes)
-            self._map = mmap.mmap(self.fd, mapped_bytes)
+            mapped_bytes = _mapped_bytes(size_bytes)
+            with _memory_errors():
+                os.ftruncate(self.fd, mapped_bytes)
+                self._map = mmap.mmap(self.fd, mapped_bytes)
         return self._map
 
     def for_reading(self, size_bytes: int) -> mmap.mmap:
-        """The memory, as far at least as the other process has made and filled it."""
+        """
+        The memory, at least of this size, which the other process has filled.
+
+        Raises:
+            MemoryError: this process has no room for it.
+        """
         if self._map is None or len(self._map) < size_bytes:
-            self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
+            with _memory_errors():
+                self._map = mmap.mmap(self.fd, _mapped_bytes(size_bytes))
         return self._map
 
     def close(self) -> None:
@@ -59,8 +72,32 @@ class SharedArea:
             self._map = None
 
 
+def _mapped_bytes(size_bytes: int) -> int:
+    """How much both processes map for so much: not much more, and in few steps."""
+    mapped_bytes = _LEAST_BYTES
+    while mapped_bytes < size_bytes:
+        mapped_bytes *= 2
+    return mapped_bytes
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """The system tells of too little memory by an OSError; a batch is split for a MemoryError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.ENOSPC):
+            raise MemoryError(f"shared memory: {error.strerror}") from error
+        raise
+
+
 def write_batch(area: SharedArea, batch: TokenBatch) -> None:
-    """Puts a batch there: `token_ids`, then `lengths`."""
+    """
+    Puts a batch there: `token_ids`, then `lengths`.
+
+    Raises:
+        MemoryError: there is too little.
+    """
     tokens, texts = len(batch.token_ids), len(batch.lengths)
     numbers = np.frombuffer(area.for_writing(8 * (tokens + texts)), np.int64, tokens + texts)
     numbers[:tokens] = batch.token_ids
@@ -100,6 +137,7 @@ def write_output(area: SharedArea, output: EngineOutput) -> Layout:
     Puts a result there; each number is copied once.
 
     Raises:
+        MemoryError: there is too little.
         ValueError: the texts' multi-vectors differ in dimension.
     """
     plan = _Plan()
@@ -131,7 +169,12 @@ def write_output(area: SharedArea, output: EngineOutput) -> Layout:
 
 
 def read_output(area: SharedArea, layout: Layout, lengths: NDArray[np.int64]) -> EngineOutput:
-    """A copy of the result that lies there; each text has multi-vectors of its own, that keep no others alive."""
+    """
+    A copy of the result that lies there; each text has multi-vectors of its own, that keep no others alive.
+
+    Raises:
+        MemoryError: there is too little.
+    """
     memory = area.for_reading(layout.size_bytes)
 
     def copied(part: Part | None) -> NDArray[Any] | None:
