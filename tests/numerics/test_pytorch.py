@@ -253,6 +253,48 @@ def test_kind_auto_without_a_gpu_runs_on_the_cpu_and_says_so(directory: Path, mo
     assert any("on the CPU" in note for note in info.notes)
 
 
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is there, until it is used."""
+    torch = pytest.importorskip("torch")
+
+    def fail(_: object) -> None:
+        raise RuntimeError("CUDA driver initialization failed\nadvice")
+
+    monkeypatch.setattr("trivec_server.backends.pytorch.build.nvidia_gpu_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_kind_auto_with_a_gpu_that_fails_runs_on_the_cpu_and_says_why(directory: Path) -> None:
+    info = pytorch_engine(EngineRequest(version_dir=directory, kind=InstanceKind.AUTO)).info
+
+    assert info.device == "cpu"
+    reason = "on the CPU: GPU 0 cannot be used: RuntimeError: CUDA driver initialization failed"
+    assert reason in info.notes
+
+
+@pytest.mark.usefixtures("broken_gpu")
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"kind": InstanceKind.GPU}, "GPU 0 cannot be used: RuntimeError: CUDA driver initialization failed$"),
+        ({"device_index": 0}, "GPU 0 cannot be used: RuntimeError: CUDA driver initialization failed$"),
+        ({"precision": "float16"}, "on a CPU has float32, bfloat16"),
+    ],
+)
+def test_a_gpu_that_fails_is_an_error_where_the_cpu_cannot_stand_in(
+    directory: Path, wanted: dict[str, object], reason: str
+) -> None:
+    request = replace(EngineRequest(version_dir=directory), **wanted)  # type: ignore[arg-type]
+
+    with pytest.raises(LoadError, match=reason):
+        pytorch_engine(request)
+
+
 def test_a_configured_token_budget_is_kept(directory: Path) -> None:
     request = EngineRequest(version_dir=directory, kind=InstanceKind.CPU, token_budget=777)
 

@@ -3,7 +3,9 @@ The engine for GPUs with CUDA's streams, events and memory replaced by ones that
 with batches and results. Whether a GPU does the same is for a machine that has one.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +36,9 @@ class NoStream:
         pass
 
     def record(self) -> None:
+        pass
+
+    def reset(self) -> None:
         pass
 
     def synchronize(self) -> None:
@@ -73,14 +78,12 @@ def stored(changes: dict[str, Array] | None = None) -> StoredModel:
     return StoredModel(XLM_ROBERTA, LINEAR_HEADS, ArraySource(random_tensors(XLM_ROBERTA) | (changes or {})))
 
 
-def cuda_engine(
-    torch: Any, model: StoredModel, dtype: str = "float32", memory_mb: int | None = None
-) -> OverlappingEngine:
+def cuda_engine(torch: Any, model: StoredModel, dtype: str = "float32", **options: Any) -> OverlappingEngine:
     from trivec_server.backends.pytorch.cpu_engine import cpu_arithmetic  # noqa: PLC0415 - imports torch
     from trivec_server.backends.pytorch.cuda_engine import CudaEngine  # noqa: PLC0415 - imports torch
 
-    arithmetic = cpu_arithmetic(getattr(torch, dtype))
-    return CudaEngine(model, arithmetic, precision=dtype, max_tokens=64, memory_mb=memory_mb)
+    arithmetic = replace(cpu_arithmetic(getattr(torch, dtype)), **options.pop("arithmetic", {}))
+    return CudaEngine(model, arithmetic, precision=dtype, max_tokens=64, **options)
 
 
 def cpu_engine(torch: Any, model: StoredModel) -> Any:
@@ -144,12 +147,59 @@ def test_texts_that_overflow_are_computed_again_with_their_sparse_vectors(torch:
 
 
 @pytest.mark.parametrize(
-    ("memory_mb", "budget"),
-    [(None, 47104), (3_000, 6144), (1_001, 64)],
-    ids=["what is free", "what is allowed", "one text at least"],
+    ("options", "budget"),
+    [
+        ({}, 47104),
+        ({"instances": 2}, 21504),
+        ({"memory_mb": 3_000}, 6144),
+        ({"memory_mb": 3_000, "instances": 2}, 6144),
+        ({"memory_mb": 1_001}, 64),
+    ],
+    ids=["what is free", "a share of it", "what is allowed", "what is allowed to each", "one text at least"],
 )
-def test_the_token_budget_is_what_fits_into_memory(torch: Any, memory_mb: int | None, budget: int) -> None:
-    assert cuda_engine(torch, stored(), memory_mb=memory_mb).info.token_budget == budget
+def test_the_token_budget_is_what_fits_into_memory(torch: Any, options: dict[str, Any], budget: int) -> None:
+    assert cuda_engine(torch, stored(), **options).info.token_budget == budget
+
+
+@pytest.fixture
+def graphs(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU where recording begins, and fails at its end."""
+
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nadvice")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", NoStream)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *_: None)
+
+
+def packed(qkv: Any, batch: Any, heads: int) -> Any:
+    """Attention within texts by their bounds, whatever lies behind the last."""
+    import torch  # noqa: PLC0415 - as the rest
+
+    texts = torch.searchsorted(batch.bounds, torch.arange(len(qkv), dtype=torch.int32), right=True)
+    parts = (each.transpose(0, 1)[None] for each in qkv.view(len(qkv), 3, heads, -1).unbind(1))
+    mask = texts[:, None] == texts
+    return torch.nn.functional.scaled_dot_product_attention(*parts, mask)[0].transpose(0, 1).flatten(1)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_an_engine_whose_small_batches_cannot_be_recorded_runs_them_one_by_one_and_says_so(torch: Any) -> None:
+    engine = cuda_engine(torch, stored(), arithmetic={"attention": packed})
+
+    assert [note for note in engine.info.notes if "no CUDA graphs (RuntimeError: CUDA error: operation failed" in note]
+    for batch in batches():
+        found, expected = engine.run(batch, Mode.DENSE), cpu_engine(torch, stored()).run(batch, Mode.DENSE)
+        np.testing.assert_allclose(np.asarray(found.dense), expected.dense, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_an_engine_for_a_comparison_records_nothing(torch: Any) -> None:
+    assert cuda_engine(torch, stored(), arithmetic={"attention": packed}, has_graphs=False).info.notes == ()
 
 
 def test_an_error_of_the_gpu_while_results_are_awaited_loses_the_engine(

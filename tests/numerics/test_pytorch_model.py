@@ -1,6 +1,8 @@
 """The parts of the PyTorch engine in precisions and on weights that a version directory does not bring about."""
 
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,42 @@ def test_a_damaged_tensor_is_refused_by_name(torch: Any, change: dict[str, Array
         cpu_engine(tensors, torch.float32)
 
 
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight"])
+def test_a_weight_that_float16_does_not_hold_is_refused_by_name(torch: Any, name: str) -> None:
+    tensors = random_tensors(XLM_ROBERTA)
+    tensors[name] = tensors[name].astype(np.float32)
+    tensors[name][1, 2] = -1e5
+
+    with pytest.raises(LoadError, match=rf"{name} has a value of 100000, .* bfloat16 or float32"):
+        cpu_engine(tensors, torch.float16)
+    cpu_engine(tensors, torch.bfloat16)
+
+
+def test_a_row_of_zeros_in_float8_is_zeros(torch: Any) -> None:
+    from trivec_server.backends.pytorch.linear import to_float8  # noqa: PLC0415 - imports torch
+
+    rows, scales = to_float8(torch.zeros(2, 16))
+
+    assert scales.min() >= 1e-12
+    assert not rows.float().any()
+
+
+def test_layer_norm_in_one_step_gives_what_two_steps_give(torch: Any) -> None:
+    from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.encoder import add_norm  # noqa: PLC0415 - imports torch
+
+    stored = StoredModel(XLM_ROBERTA, LINEAR_HEADS, ArraySource(random_tensors(XLM_ROBERTA)))
+    two_steps = cpu_arithmetic(torch.bfloat16)
+    batch = batch_of(random_texts(*LENGTHS))
+
+    found, expected = (
+        CpuEngine(stored, each, precision="bfloat16", threads=1).run(batch, Mode.DENSE).dense
+        for each in (replace(two_steps, add_norm=add_norm), two_steps)
+    )
+
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_float8_arithmetic_keeps_the_cosine_of_dense_vectors(torch: Any, mini_repository: Path) -> None:
     from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic  # noqa: PLC0415 - imports torch
     from trivec_server.backends.pytorch.encoder import Arithmetic  # noqa: PLC0415 - imports torch
@@ -209,7 +247,7 @@ def test_attention_by_cumulative_lengths_gets_what_attention_by_length_gives(tor
     ],
 )
 def test_errors_of_a_gpu_are_those_of_the_seam(torch: Any, raised: str, seen: type[Exception]) -> None:
-    from trivec_server.backends.pytorch.cuda_engine import device_errors  # noqa: PLC0415 - imports torch
+    from trivec_server.backends.pytorch.device_errors import device_errors  # noqa: PLC0415 - imports torch
 
     with pytest.raises(seen) as caught, device_errors():
         raise RuntimeError(raised)
@@ -217,11 +255,25 @@ def test_errors_of_a_gpu_are_those_of_the_seam(torch: Any, raised: str, seen: ty
     assert caught.type is seen
 
 
-def test_a_full_gpu_is_a_memory_error(torch: Any) -> None:
-    from trivec_server.backends.pytorch.cuda_engine import device_errors  # noqa: PLC0415 - imports torch
+def test_a_full_gpu_is_a_memory_error_and_what_the_failed_call_held_is_let_go_first(
+    torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trivec_server.backends.pytorch.device_errors import device_errors  # noqa: PLC0415 - imports torch
+
+    held: list[weakref.ref[Any]] = []
+    left_when_emptied = []
+
+    def fail() -> None:
+        tensor = torch.zeros(2)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left_when_emptied.append(held[0]()))
 
     with pytest.raises(MemoryError), device_errors():
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        fail()
+
+    assert left_when_emptied == [None]
 
 
 @pytest.mark.parametrize(

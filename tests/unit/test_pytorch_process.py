@@ -13,7 +13,13 @@ from tests.graph_reference import LINEAR_HEADS, XLM_ROBERTA, ArraySource, random
 
 pytestmark = pytest.mark.torch
 
-NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+NAMES = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
 
 SHOW_ENVIRONMENT = f"""
 import os, sys
@@ -53,14 +59,15 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("environment", "seen"),
     [
-        ({}, "expandable_segments:True None PASSIVE None"),
-        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native None PASSIVE None"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None backend:native PASSIVE None"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "expandable_segments:True None ACTIVE None"),
-        ({"GOMP_SPINCOUNT": "10"}, "expandable_segments:True None None 10"),
+        ({}, "expandable_segments:True None PASSIVE None 1"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native None PASSIVE None 1"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None backend:native PASSIVE None 1"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "expandable_segments:True None ACTIVE None 1"),
+        ({"GOMP_SPINCOUNT": "10"}, "expandable_segments:True None None 10 1"),
+        ({"TORCHINDUCTOR_COMPILE_THREADS": "8"}, "expandable_segments:True None PASSIVE None 8"),
     ],
 )
-def test_the_allocator_and_the_threads_are_configured_unless_the_user_did(
+def test_the_allocator_the_threads_and_the_compiler_are_configured_unless_the_user_did(
     environment: dict[str, str], seen: str
 ) -> None:
     assert python(SHOW_ENVIRONMENT, **environment) == seen

@@ -8,7 +8,7 @@ What a user has set stays as it is.
 import os
 
 # Segments that grow in place: batches of ever new sizes would otherwise leave holes that no later batch fits into.
-# torch reads PYTORCH_CUDA_ALLOC_CONF first.
+# Either name may be the user's. torch 2.13 takes the older one if both are set, so both are never set here.
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
@@ -16,6 +16,9 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 # threads that wait for each other by spinning make a batch take several times as long.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# torch.compile would start a process for each core, which stay; here it has one or two small functions to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 from trivec_server.backends.pytorch.build import build_pytorch
 

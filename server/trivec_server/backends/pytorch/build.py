@@ -10,9 +10,10 @@ from trivec_server.backends.interface import Engine, EngineLost, EngineRequest
 from trivec_server.backends.pytorch.attention import attend_by_length, packed_attention
 from trivec_server.backends.pytorch.cpu_engine import CpuEngine, cpu_arithmetic
 from trivec_server.backends.pytorch.cuda_engine import CudaEngine
-from trivec_server.backends.pytorch.cuda_graphs import first_line
-from trivec_server.backends.pytorch.encoder import Arithmetic
-from trivec_server.backends.pytorch.linear import Float8Linear, Linear, LinearKind, PlainLinear, to_float8
+from trivec_server.backends.pytorch.device_errors import device_errors, first_line
+from trivec_server.backends.pytorch.encoder import AddNorm, Arithmetic, add_norm
+from trivec_server.backends.pytorch.fuse import fuse
+from trivec_server.backends.pytorch.linear import Float8Linear, Linear, LinearKind, PlainLinear, RowQuantizer, to_float8
 from trivec_server.backends.weights.stored_model import open_stored_model
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind
@@ -28,6 +29,7 @@ _CUDA_TYPES: Mapping[str, tuple[torch.dtype, tuple[int, int]]] = {
 }
 """The type of activations, and the least compute capability."""
 _FLOAT8_MULTIPLE = 16
+_TRIED_ROWS = 4000
 
 
 def build_pytorch(request: EngineRequest) -> Engine:
@@ -35,7 +37,8 @@ def build_pytorch(request: EngineRequest) -> Engine:
     Loads the weights of a version onto its device.
 
     Raises:
-        LoadError: the weights are missing or damaged, or there is no such device, or it lacks the precision.
+        LoadError: the weights are missing or damaged, or there is no such device, or it lacks the precision. With
+            KIND_AUTO that holds for the CPU; what keeps it from the GPU is in the notes.
     """
     if request.accelerator is not None:
         raise LoadError(
@@ -46,8 +49,13 @@ def build_pytorch(request: EngineRequest) -> Engine:
         return _build_cpu(request, ())
     obstacle = _cuda_obstacle()
     if obstacle is None:
-        return _build_cuda(request)
-    if wants_gpu:
+        try:
+            return _build_cuda(request)
+        except LoadError as error:
+            if wants_gpu:
+                raise
+            obstacle = str(error)
+    elif wants_gpu:
         raise LoadError(f"instance_group asks for KIND_GPU, but {obstacle}; set KIND_CPU or KIND_AUTO")
     return _build_cpu(request, (f"on the CPU: {obstacle}",))
 
@@ -76,43 +84,77 @@ def _build_cuda(request: EngineRequest) -> Engine:
             "correct `gpus`"
         )
     device = torch.device("cuda", index)
+    name, capability = _look_at(device)
+    notes = [f"GPU {index}: {name}"]
     stored = open_stored_model(request.version_dir)
     precision = request.precision or "float16"
-    notes = [f"GPU {index}: {torch.cuda.get_device_name(device)}"]
-    arithmetic = _cuda_arithmetic(device, precision, stored.encoder, notes)
+    _check_precision(precision, name, capability, stored.encoder)
     try:
-        return CudaEngine(
-            stored,
-            arithmetic,
-            precision=precision,
-            max_tokens=min(request.max_tokens, stored.encoder.max_tokens),
-            memory_mb=request.device_memory_mb,
-            token_budget=request.token_budget,
-            notes=tuple(notes),
-        )
+        with device_errors():
+            arithmetic = _cuda_arithmetic(device, capability, precision, stored.encoder, notes, request.comparing)
+            return CudaEngine(
+                stored,
+                arithmetic,
+                precision=precision,
+                max_tokens=min(request.max_tokens, stored.encoder.max_tokens),
+                instances=request.instances,
+                memory_mb=request.device_memory_mb,
+                token_budget=request.token_budget,
+                has_graphs=not request.comparing,
+                notes=tuple(notes),
+            )
     except MemoryError as error:
         raise LoadError(f"the model does not fit into the memory of GPU {index} that it may take") from error
     except EngineLost as error:
         raise LoadError(f"GPU {index} cannot be used: {error}") from error
 
 
-def _cuda_arithmetic(device: torch.device, precision: str, spec: EncoderSpec, notes: list[str]) -> Arithmetic:
-    """How to compute on a GPU; adds to `notes` what is not as fast as it could be."""
-    capability = torch.cuda.get_device_capability(device)
+def _look_at(device: torch.device) -> tuple[str, tuple[int, int]]:
+    """The name and the compute capability of a GPU. The first to use it, and so to see that it cannot be."""
+    try:
+        torch.cuda.set_device(device)
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    except Exception as error:  # torch has no one class for what a driver says
+        raise LoadError(f"GPU {device.index} cannot be used: {first_line(error)}") from error
+
+
+def _check_precision(precision: str, gpu: str, capability: tuple[int, int], spec: EncoderSpec) -> None:
     offered = [name for name, (_, least) in _CUDA_TYPES.items() if capability >= least]
     if precision not in offered:
-        raise LoadError(_no_such_precision(precision, torch.cuda.get_device_name(device), offered))
+        raise LoadError(_no_such_precision(precision, gpu, offered))
     if precision == "float8" and (spec.hidden % _FLOAT8_MULTIPLE or spec.intermediate % _FLOAT8_MULTIPLE):
         raise LoadError(
             f"precision float8 needs sizes that are multiples of {_FLOAT8_MULTIPLE}; this model has hidden "
             f"{spec.hidden} and intermediate {spec.intermediate}: set another precision"
         )
+
+
+def _cuda_arithmetic(
+    device: torch.device,
+    capability: tuple[int, int],
+    precision: str,
+    spec: EncoderSpec,
+    notes: list[str],
+    may_be_slow: bool,
+) -> Arithmetic:
+    """How to compute on a GPU; adds to `notes` what is not as fast as it could be."""
     dtype = _CUDA_TYPES[precision][0]
     attention = packed_attention(dtype, spec.hidden // spec.heads, capability)
     if attention is None:
         notes.append(f"attention runs once per length of text: flash attention has no {precision} on this GPU")
-    linear = _float8_linear(device, notes) if precision == "float8" else _plain_linear(device, dtype)
-    return Arithmetic(device, dtype, linear, attention or attend_by_length)
+    quantize: RowQuantizer = to_float8
+    fused_norm: AddNorm | None = None
+    if dtype is not torch.float32 and not may_be_slow:
+        hidden, inner = (
+            torch.randn(_TRIED_ROWS, n, dtype=dtype, device=device) for n in (spec.hidden, spec.intermediate)
+        )
+        weight, bias = hidden[0].clone(), hidden[1].clone()
+        fused_norm = fuse("layer norm", add_norm, [(hidden, hidden * 2, weight, bias, spec.layer_norm_eps)], notes)
+        if precision == "float8":
+            # Step by step, bringing activations to float8 takes about as long as float8 saves.
+            quantize = fuse("float8", to_float8, [(hidden,), (inner,)], notes)
+    linear = _float8_linear(device, quantize) if precision == "float8" else _plain_linear(device, dtype)
+    return Arithmetic(device, dtype, linear, attention or attend_by_length, fused_norm)
 
 
 def _plain_linear(device: torch.device, dtype: torch.dtype) -> LinearKind:
@@ -122,16 +164,7 @@ def _plain_linear(device: torch.device, dtype: torch.dtype) -> LinearKind:
     return linear
 
 
-def _float8_linear(device: torch.device, notes: list[str]) -> LinearKind:
-    # Step by step, bringing activations to float8 takes about as long as float8 saves; as one kernel it hardly counts.
-    quantize = torch.compile(to_float8, dynamic=True)
-    try:
-        for shape in ((32, 64), (96, 256)):
-            quantize(torch.ones(shape, dtype=torch.bfloat16, device=device))
-    except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails costs speed, nothing else
-        quantize = to_float8
-        notes.append(f"float8 is slower than it could be: torch.compile failed ({first_line(error)})")
-
+def _float8_linear(device: torch.device, quantize: RowQuantizer) -> LinearKind:
     def linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         return Float8Linear(weight.to(device).contiguous(), bias.to(device), quantize)
 

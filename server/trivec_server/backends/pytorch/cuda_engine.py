@@ -1,7 +1,7 @@
 """The PyTorch engine on a CUDA GPU: copies overlap with computing, and a batch can be prepared while one runs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from trivec_server.backends.interface import (
 )
 from trivec_server.backends.pytorch.attention import attend_by_length
 from trivec_server.backends.pytorch.batch import DeviceBatch, Layout, device_batch, index_arrays, sort_batch
-from trivec_server.backends.pytorch.cuda_graphs import GraphedEncoder, first_line
+from trivec_server.backends.pytorch.cuda_graphs import GraphedEncoder, RecordingFailed
+from trivec_server.backends.pytorch.device_errors import device_errors
 from trivec_server.backends.pytorch.encoder import Arithmetic
 from trivec_server.backends.pytorch.heads import Lexical, Parts, compact
 from trivec_server.backends.pytorch.model import Model
@@ -36,8 +37,14 @@ class CudaEngine:
     """
     A model on a GPU, for the thread that made it. Implements OverlappingEngine.
 
-    `memory_mb`: the most GPU memory to take, in 10^6 bytes; None: what is free. `token_budget` None: as many tokens as
-    fit into 80 % of that, all three outputs asked for.
+    `instances`: the engines that share the GPU. `memory_mb`: the most GPU memory to take, in 10^6 bytes; None: this
+    engine's share of what is free. `token_budget` None: as many tokens as fit into 80 % of that, all three outputs
+    asked for. `has_graphs`: small batches run as CUDA graphs, if attention can.
+
+    Raises:
+        LoadError: as Model.
+        MemoryError: the model does not fit into the GPU's memory.
+        EngineLost: the GPU failed.
     """
 
     def __init__(
@@ -47,29 +54,34 @@ class CudaEngine:
         *,
         precision: str,
         max_tokens: int,
+        instances: int = 1,
         memory_mb: int | None = None,
         token_budget: int | None = None,
+        has_graphs: bool = True,
         notes: tuple[str, ...] = (),
     ) -> None:
         device = arithmetic.device
-        torch.cuda.set_device(device)
         self._device = device
-        total = torch.cuda.get_device_properties(device).total_memory
-        self._most_bytes = total if memory_mb is None else min(total, memory_mb * 10**6)
-        torch.cuda.set_per_process_memory_fraction(self._most_bytes / total, device)
-        self._compute = torch.cuda.Stream(device)
-        self._copy = torch.cuda.Stream(device)
         with device_errors(), torch.inference_mode():
+            torch.cuda.set_device(device)
+            total = torch.cuda.get_device_properties(device).total_memory
+            most = total if memory_mb is None else min(total, memory_mb * 10**6)
+            torch.cuda.set_per_process_memory_fraction(most / total, device)
+            self._compute = torch.cuda.Stream(device)
+            self._copy = torch.cuda.Stream(device)
             self._model = Model(stored, arithmetic)
             torch.cuda.synchronize(device)
-        self._encode: Callable[[DeviceBatch], Tensor] = self._model.encoder
-        if arithmetic.attention is not attend_by_length:
-            self._encode = GraphedEncoder(self._model.encoder, device, self._compute)
+            self._encode: Callable[[DeviceBatch], Tensor] = self._model.encoder
+            if has_graphs and arithmetic.attention is not attend_by_length:
+                try:
+                    self._encode = GraphedEncoder(self._model.encoder, device, self._compute, max_tokens)
+                except RecordingFailed as error:
+                    notes = (*notes, f"small batches take longer than they could: no CUDA graphs ({error})")
+            if token_budget is None:
+                share = total // instances if memory_mb is None else most
+                token_budget = self._find_budget(max_tokens, share, instances)
         self._info = self._model.describe(
-            device=f"cuda:{device.index}",
-            precision=precision,
-            token_budget=token_budget or self._find_budget(max_tokens),
-            notes=notes,
+            device=f"cuda:{device.index}", precision=precision, token_budget=token_budget, notes=notes
         )
 
     @property
@@ -141,7 +153,7 @@ class CudaEngine:
             done.record()
         return _Launched(layout, found, lexical, done)
 
-    def _find_budget(self, max_tokens: int) -> int:
+    def _find_budget(self, max_tokens: int, share_bytes: int, instances: int) -> int:
         """Runs a batch and sees what memory a token takes. This also brings up what the first batch needs."""
         texts = max(1, _PROBED_TOKENS // max_tokens)
         text = [CLS_TOKEN_ID, *[UNK_TOKEN_ID] * (max_tokens - 2), EOS_TOKEN_ID]
@@ -156,10 +168,11 @@ class CudaEngine:
             return max_tokens
         bytes_per_token = (torch.cuda.max_memory_allocated(self._device) - before) / len(batch.token_ids)
         torch.cuda.empty_cache()
-        free = min(
-            torch.cuda.mem_get_info(self._device)[0], self._most_bytes - torch.cuda.memory_reserved(self._device)
+        # The other instances may be there already or not; by both numbers there is room for all.
+        free_bytes = torch.cuda.mem_get_info(self._device)[0] // instances
+        return budget_for(
+            min(free_bytes, share_bytes - torch.cuda.memory_reserved(self._device)), bytes_per_token, max_tokens
         )
-        return budget_for(free, bytes_per_token, max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +210,3 @@ def budget_for(free_bytes: float, bytes_per_token: float, max_tokens: int) -> in
     """The tokens of a batch that fill 80 % of `free_bytes`; a multiple of 1024 where that leaves room for one text."""
     fitting = int(free_bytes * _BUDGET_SHARE / max(1.0, bytes_per_token)) // _BUDGET_STEP * _BUDGET_STEP
     return max(max_tokens, min(fitting, _MOST_TOKENS))
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """
-    Turns torch's errors into those of the seam.
-
-    Raises:
-        MemoryError: the GPU's memory is full.
-        EngineLost: an error after which CUDA cannot be used any more in this process.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise MemoryError("the GPU's memory is full") from error
-    except RuntimeError as error:
-        reason = first_line(error)
-        if "ALLOC_FAILED" in reason or "out of memory" in reason:
-            raise MemoryError("the GPU's memory is full") from error
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in reason:
-            raise EngineLost(f"the GPU failed: {reason}") from error
-        raise

@@ -1,7 +1,8 @@
 """The encoder: embeddings and post-layer-norm transformer layers, BERT or XLM-RoBERTa, over texts on one token axis."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,17 +14,27 @@ from trivec_server.backends.pytorch.batch import DeviceBatch
 from trivec_server.backends.pytorch.linear import Linear, LinearKind
 from trivec_server.backends.pytorch.weights import CheckedTensors, Table, word_table
 
+AddNorm: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""Layer norm of the sum of two tensors [N, hidden], by weight, bias and epsilon."""
+
+
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See AddNorm."""
+    return functional.layer_norm(x + residual, weight.shape, weight, bias, eps)
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """
-    How an encoder computes: where, in which type it keeps activations, what its linear layers are, and how it attends.
+    How an encoder computes: where, in which type it keeps activations, what its linear layers are, how it attends, and
+    what does the work of `add_norm` in this type, if that is faster than the two steps one after the other.
     """
 
     device: torch.device
     dtype: torch.dtype
     linear: LinearKind
     attention: Attention = attend_by_length
+    add_norm: AddNorm | None = None
 
 
 class LayerNorm:
@@ -37,11 +48,19 @@ class LayerNorm:
         self._exact = exact
         # CUDA's layer norm wants all in one type; the CPU's takes float32 parameters with any input.
         self._own = exact if arithmetic.device.type == "cpu" else [each.to(arithmetic.dtype) for each in exact]
+        self._add_norm = arithmetic.add_norm
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalizes x [N, hidden], in its type."""
         weight, bias = self._exact if x.dtype is torch.float32 else self._own
         return functional.layer_norm(x, self._shape, weight, bias, self._eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Normalizes x + residual; x is overwritten."""
+        if self._add_norm is None or x.dtype is torch.float32:
+            return self(x.add_(residual))
+        weight, bias = self._own
+        return self._add_norm(x, residual, weight, bias, self._eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +123,9 @@ class Encoder:
 
     def _run(self, layer: Layer, hidden: Tensor, batch: DeviceBatch, attention: Attention) -> Tensor:
         context = layer.context(attention(layer.qkv(hidden), batch, self._spec.heads))
-        hidden = layer.context_norm(context.add_(hidden))
+        hidden = layer.context_norm.of_sum(context, hidden)
         outer = layer.outer(layer.inner.gelu(hidden))
-        return layer.outer_norm(outer.add_(hidden))
+        return layer.outer_norm.of_sum(outer, hidden)
 
     def _load_layer(self, tensors: CheckedTensors, prefix: str) -> Layer:
         spec, arithmetic = self._spec, self._arithmetic

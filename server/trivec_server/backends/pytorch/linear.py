@@ -12,6 +12,8 @@ from trivec_server.backends.hardware import cpu_has_bfloat16
 
 FLOAT8 = torch.float8_e4m3fn
 _FLOAT8_MAX = float(torch.finfo(FLOAT8).max)
+_LEAST_SCALE = 1e-12
+"""Of a row of zeros. A scale near the least number of float32 would make multiplying by its inverse overflow."""
 _TYPICAL_ROWS = 128
 """The rows that oneDNN is told to lay weights out for; the layout suits others as well."""
 
@@ -91,9 +93,8 @@ class Float8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor, quantize: RowQuantizer | None = None) -> None:
         self._quantize = quantize or to_float8
-        scales = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _FLOAT8_MAX  # [out]
-        self._weight = (weight.float() / scales[:, None]).to(FLOAT8)
-        self._scales = scales[None, :]
+        self._weight, scales = to_float8(weight)  # [out, in], [out, 1]
+        self._scales = scales.view(1, -1)
         self._bias = bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class Float8Linear:
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Gives x [N, in] as float8 and the float32 scales [N, 1] that restore it. What is not finite stays so."""
     wide = x.float()
-    scales = wide.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _FLOAT8_MAX
+    scales = (wide.abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp_min(_LEAST_SCALE)
     return (wide / scales).to(FLOAT8), scales
 
 

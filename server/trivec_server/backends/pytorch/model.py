@@ -16,11 +16,12 @@ class Model:
     Encoder and heads.
 
     Raises:
-        LoadError: a tensor is missing, damaged, not finite, or of another shape than the model's description says.
+        LoadError: a tensor is missing, damaged, not finite, too large for the arithmetic's type, or of another shape
+            than the model's description says.
     """
 
     def __init__(self, stored: StoredModel, arithmetic: Arithmetic) -> None:
-        tensors = CheckedTensors(stored.tensors)
+        tensors = CheckedTensors(stored.tensors, arithmetic.dtype)
         self.spec = stored.encoder
         self.encoder = Encoder(stored.encoder, tensors, arithmetic)
         self.heads = Heads(stored.encoder, stored.heads, tensors, arithmetic)

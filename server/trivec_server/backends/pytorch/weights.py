@@ -1,6 +1,7 @@
 """Tensors of a stored model as torch has them, each checked: its shape, its type, that it is finite."""
 
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +15,21 @@ from trivec_server.errors import LoadError
 _CHECKED_AT_ONCE = 1 << 18
 """Numbers checked in one step: few enough to stay in the cache."""
 _COPIED_ROWS = 1 << 14
-_EXPONENT_BITS = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000), 8: (np.uint64, 0x7FF0000000000000)}
+_UNSIGNED: Mapping[int, type[np.unsignedinteger]] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class CheckedTensors:
     """
-    The tensors of a source.
+    The tensors of a source, to be computed with in `dtype`.
 
-    All methods raise LoadError for a tensor that is missing, unreadable, not finite, or of another shape or type than
-    expected. A size of None in a shape may be any.
+    All methods raise LoadError for a tensor that is missing, unreadable, not finite, above what float16 holds if that
+    is the type, or of another shape or type than expected. A size of None in a shape may be any.
     """
 
-    def __init__(self, source: TensorSource) -> None:
+    def __init__(self, source: TensorSource, dtype: torch.dtype) -> None:
         self._source = source
+        self._is_float16 = dtype is torch.float16
         self._names = frozenset(source.names())
 
     def mapped(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike | None = None) -> NDArray[np.generic]:
@@ -42,9 +45,19 @@ class CheckedTensors:
         if not (array.dtype.kind == "f" if dtype is None else array.dtype == dtype):
             kind = "floating-point numbers" if dtype is None else np.dtype(dtype).name
             raise LoadError(f"tensor {name} holds {array.dtype.name}, expected {kind}; pull the model again")
-        if array.dtype.kind == "f" and not _is_finite(array):
-            raise LoadError(f"tensor {name} has a value that is not finite; pull the model again")
+        if array.dtype.kind == "f":
+            self._check_values(name, array)
         return array
+
+    def _check_values(self, name: str, array: NDArray[np.generic]) -> None:
+        largest = _largest(array)
+        if not np.isfinite(largest):
+            raise LoadError(f"tensor {name} has a value that is not finite; pull the model again")
+        if self._is_float16 and largest > _FLOAT16_MAX:
+            raise LoadError(
+                f"tensor {name} has a value of {largest:g}, but float16 ends at {_FLOAT16_MAX:g}: set precision to "
+                "bfloat16 or float32"
+            )
 
     def float32(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
         """A copy in memory, whose numbers lie in the order that they have in the file: it may be a transposed view."""
@@ -64,16 +77,18 @@ def _copied(array: NDArray[np.generic]) -> Tensor:
     return tensor
 
 
-def _is_finite(array: NDArray[np.generic]) -> bool:
-    """Whether no exponent is the one of infinities and NaN. Looks at the bits, which is fast for every width."""
-    unsigned, exponent = _EXPONENT_BITS[array.dtype.itemsize]
+def _largest(array: NDArray[np.generic]) -> float:
+    """
+    The largest absolute value; not finite if one is not. Looks at the bits, which is fast for every width: without the
+    sign they are in the order of the numbers, infinities and NaN above all others.
+    """
+    unsigned = _UNSIGNED[array.dtype.itemsize]
     # A transposed array is looked at as it lies in memory.
     flat = (array if array.flags.c_contiguous else array.T).reshape(-1).view(unsigned)
-    mask = unsigned(exponent)
-    for start in range(0, len(flat), _CHECKED_AT_ONCE):
-        if ((flat[start : start + _CHECKED_AT_ONCE] & mask) == mask).any():
-            return False
-    return True
+    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
+    parts = range(0, len(flat), _CHECKED_AT_ONCE)
+    most = max((flat[start : start + _CHECKED_AT_ONCE] & magnitude).max() for start in parts)
+    return float(most.view(array.dtype))
 
 
 def _drop_pages(array: NDArray[np.generic]) -> None:
