@@ -1,7 +1,7 @@
 """Loading one version: files verified, engine built, warmed up, checked. What comes out is fit to serve."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trivec_server.backends.hardware import nvidia_gpu_count
-from trivec_server.backends.interface import EngineFactory, EngineInfo, EngineRequest, TokenBatch
+from trivec_server.backends.interface import Engine, EngineFactory, EngineInfo, EngineRequest, TokenBatch
 from trivec_server.backends.worker.engine import start_worker
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
@@ -157,7 +157,7 @@ def _devices(
 ) -> list[Device]:
     devices = []
     for number, request in enumerate(requests):
-        build = partial(chosen.factory, request)
+        build: Callable[[], Engine] = partial(chosen.factory, request)
         apart = settings.worker_process
         if apart is None:
             # One interpreter cannot feed several GPUs, and an error on a GPU leaves no process fit to go on with.

@@ -1,9 +1,8 @@
 """The PyTorch engine on the CPU."""
 
-import ctypes
-
 import torch
 
+from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatch
 from trivec_server.backends.pytorch.batch import host_batch
 from trivec_server.backends.pytorch.encoder import Arithmetic
@@ -16,7 +15,6 @@ from trivec_server.types import Mode
 _TOKEN_BUDGET = 2048
 _TRIM_TOKENS = 256
 """Batches from this size on take so long that 2 ms for giving memory back do not count."""
-_LIBC = ctypes.CDLL(None)
 
 
 def cpu_arithmetic(dtype: torch.dtype) -> Arithmetic:
@@ -50,7 +48,7 @@ class CpuEngine:
             self._model = Model(stored, arithmetic)
         budget = token_budget or _TOKEN_BUDGET
         self._info = self._model.describe(device="cpu", precision=precision, token_budget=budget, notes=notes)
-        _give_memory_back()
+        give_memory_back()
 
     @property
     def info(self) -> EngineInfo:
@@ -73,7 +71,7 @@ class CpuEngine:
                 raise MemoryError("PyTorch could not allocate memory") from error
             raise
         if len(batch.token_ids) >= _TRIM_TOKENS:
-            _give_memory_back()
+            give_memory_back()
         return output
 
     def close(self) -> None:
@@ -86,10 +84,3 @@ class CpuEngine:
             run = self._model.run_exact if exact else self._model.run
             parts = run(sorted_batch, modes, torch.float32)
         return in_batch_order(on_host(parts), sorted_batch.layout)
-
-
-def _give_memory_back() -> None:
-    """Lets glibc return freed memory to the system, which it otherwise keeps; other C libraries have no such call."""
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
