@@ -97,8 +97,8 @@ class EngineRequest:
     `device_index`: the GPU; None: the first one, or the CPU. `precision` None: the fastest that keeps the dense
     vectors' cosine to float32 at 0.9995. `intra_op_threads` None: the physical cores that this process may use,
     divided by `instances`, the instances of this version on the same device. `max_tokens`: the longest text it will be
-    given. `accelerator`: Triton's name of an execution accelerator, `tensorrt`. `device_memory_mb`: the most GPU memory to
-    take, in 10^6 bytes; None: what is free. `token_budget`: the configured one; None: the engine finds its own.
+    given. `accelerator`: Triton's name of an execution accelerator, `tensorrt`. `device_memory_mb`: the most GPU memory
+    to take, in 10^6 bytes; None: what is free. `token_budget`: the configured one; None: the engine finds its own.
     `comparing`: only a few texts will be run, to look at their numbers, so that it may be slow.
     """
 
