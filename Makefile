@@ -104,7 +104,7 @@ $(MINI): | .venv/.serve
 # Without isolation the build uses the pinned setuptools, too.
 .venv/.serve: pyproject.toml constraints.txt .venv/bin/python
 	@tools/make_venv.sh $(PYTHON) .venv
-	@echo "Installing what Trivec needs into .venv: about 400 MB, once."
+	@echo "Installing what Trivec needs into .venv: about 500 MB, once."
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e '.[server,openvino,mini,progress]'
 	@touch $@
