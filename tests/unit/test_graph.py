@@ -14,13 +14,14 @@ from trivec_server.backends.graph.outliers import find_outliers
 from trivec_server.backends.graph.spec import (
     CPU_INT8,
     CUDA_FLOAT16,
+    MODEL_FILE,
     TENSORRT_FLOAT16,
     EncoderSpec,
     GraphForm,
     HeadsSpec,
     parse_specs,
 )
-from trivec_server.backends.graph.write import MODEL_FILE, write_graph, write_graph_beside
+from trivec_server.backends.graph.write import write_graph, write_graph_beside
 from trivec_server.errors import LoadError
 
 from tests.graph_reference import (

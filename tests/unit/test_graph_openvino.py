@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
-from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
-from trivec_server.backends.graph.write import MODEL_FILE, write_graph
+from trivec_server.backends.graph.spec import MODEL_FILE, EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.write import write_graph
 
 from tests.graph_reference import (
     BERT,

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from trivec_server.backends.graph.write import MODEL_FILE
+from trivec_server.backends.graph.spec import MODEL_FILE
 from trivec_server.errors import CommandError
 from trivec_server.repository.manifest import ModelFacts
 from trivec_server.repository.mini import PASSAGE_PREFIX, QUERY_PREFIX, build_mini

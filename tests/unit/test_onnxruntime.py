@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 from trivec_server.backends.graph.nodes import DATA_FILE
-from trivec_server.backends.graph.spec import EncoderSpec
-from trivec_server.backends.graph.write import MODEL_FILE, write_graph
+from trivec_server.backends.graph.spec import MODEL_FILE, EncoderSpec
+from trivec_server.backends.graph.write import write_graph
 from trivec_server.backends.interface import Engine, EngineLost, EngineOutput, EngineRequest, TokenBatch
 from trivec_server.backends.onnxruntime.engine import OnnxRuntimeEngine, build_onnxruntime
 from trivec_server.backends.onnxruntime.export import export_onnxruntime

@@ -7,13 +7,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trivec_server.backends.graph.nodes import GraphNodes
-from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec, flag_of
+from trivec_server.backends.graph.spec import NORM_EPS, EncoderSpec, HeadsSpec, flag_of
 from trivec_server.backends.graph.weights import GraphWeights
 
 OUTPUTS = ("dense", "token_weights", "multi_vector")
-
-NORM_EPS = 1e-12
-"""The least norm to divide by (torch.nn.functional.normalize)."""
 
 
 class Heads:

@@ -16,6 +16,12 @@ Precision: TypeAlias = Literal["float32", "float16"]
 Arithmetic: TypeAlias = Literal["float32", "float16", "int8"]
 """In what the encoder's layers are computed."""
 
+MODEL_FILE = "model.onnx"
+"""The graph's file in a version's directory."""
+
+NORM_EPS = 1e-12
+"""The least norm to divide by (torch.nn.functional.normalize)."""
+
 QUANTIZATION_BLOCK = 32
 """Weights that share one scale in the `blocks4` storage of word embeddings."""
 

@@ -16,6 +16,7 @@ from trivec_server.backends.graph.heads import Heads
 from trivec_server.backends.graph.nodes import CONTRIB, DATA_FILE, DataAlreadyThere, GraphNodes
 from trivec_server.backends.graph.outliers import find_outliers
 from trivec_server.backends.graph.spec import (
+    MODEL_FILE,
     PORTABLE,
     EncoderSpec,
     GraphForm,
@@ -24,8 +25,6 @@ from trivec_server.backends.graph.spec import (
     render_specs,
 )
 from trivec_server.backends.graph.weights import GraphWeights
-
-MODEL_FILE = "model.onnx"
 
 ARITHMETIC_KEY = "trivec.arithmetic"
 """In the metadata of a graph that does not compute in float32: what its layers are computed in."""

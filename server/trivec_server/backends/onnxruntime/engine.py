@@ -14,8 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from trivec_server.backends.graph.spec import flag_of
-from trivec_server.backends.graph.write import MODEL_FILE
+from trivec_server.backends.graph.spec import MODEL_FILE, flag_of
 from trivec_server.backends.hardware import nvidia_gpu_count, threads_per_instance
 from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch

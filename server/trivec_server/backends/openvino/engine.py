@@ -15,8 +15,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from trivec_server.backends.graph.heads import NORM_EPS
-from trivec_server.backends.graph.spec import EncoderSpec
+from trivec_server.backends.graph.spec import NORM_EPS, EncoderSpec
 from trivec_server.backends.hardware import cpu_has_bfloat16, threads_per_instance
 from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import Engine, EngineInfo, EngineOutput, EngineRequest, TokenBatch

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trivec_server.backends.graph.heads import NORM_EPS
-from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec
+from trivec_server.backends.graph.spec import NORM_EPS, EncoderSpec, HeadsSpec
 from trivec_server.backends.pytorch.batch import DeviceBatch
 from trivec_server.backends.pytorch.encoder import Arithmetic
 from trivec_server.backends.pytorch.linear import PlainLinear

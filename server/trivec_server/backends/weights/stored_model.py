@@ -3,25 +3,26 @@ The weights of a model version, whatever engine its files were made for: out of 
 `model.onnx` that `trivec pull` writes. All are mapped from the file, never read into memory whole.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from trivec_server.backends.graph.spec import EncoderSpec, HeadsSpec, Precision, TensorSource, parse_specs, render_specs
-from trivec_server.backends.graph.write import MODEL_FILE
+from trivec_server.backends.graph.spec import (
+    MODEL_FILE,
+    EncoderSpec,
+    HeadsSpec,
+    Precision,
+    TensorSource,
+    parse_specs,
+    render_specs,
+)
 from trivec_server.backends.weights.weight_files import open_safetensors
 from trivec_server.errors import LoadError
 
 SAFETENSORS_FILE = "model.safetensors"
-
-_LINEAR_SUFFIXES = ("query", "key", "value", "dense", "sparse_linear", "colbert_linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def open_stored_model(version_dir: Path) -> StoredModel:
     Raises:
         LoadError: the version holds none, or they are damaged or were changed for one engine.
     """
-    for name, opener in ((SAFETENSORS_FILE, _open_safetensors), (MODEL_FILE, _open_graph)):
+    for name, opener in ((SAFETENSORS_FILE, _open_safetensors), (MODEL_FILE, _open_onnx)):
         path = version_dir / name
         if path.is_file():
             try:
@@ -85,46 +86,9 @@ def _open_safetensors(path: Path) -> StoredModel:
     return StoredModel(encoder, heads, files)
 
 
-def _open_graph(path: Path) -> StoredModel:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise LoadError(f"is not an ONNX graph ({str(error).splitlines()[0]})") from error
-    encoder, heads = parse_specs({entry.key: entry.value for entry in model.metadata_props})
-    return StoredModel(encoder, heads, _GraphTensors(path, {each.name: each for each in model.graph.initializer}))
+def _open_onnx(path: Path) -> StoredModel:
+    # Who has weights in safetensors need not have this package.
+    from trivec_server.backends.weights.graph_tensors import open_graph  # noqa: PLC0415 - as said
 
-
-class _GraphTensors:
-    """The initializers of a graph as a TensorSource; those outside of the graph's file are mapped."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, TensorProto]) -> None:
-        self._path = path
-        self._tensors = {name: tensor for name, tensor in tensors.items() if "." in name}
-
-    def names(self) -> Iterable[str]:
-        return tuple(self._tensors)
-
-    def get(self, name: str) -> NDArray[np.generic]:
-        if name not in self._tensors:
-            raise LoadError(f"no tensor {name!r}")
-        tensor = self._tensors[name]
-        array = self._mapped(tensor) if tensor.data_location == TensorProto.EXTERNAL else numpy_helper.to_array(tensor)
-        if name.endswith("token_type_embeddings.weight"):
-            return array[None]  # the graph keeps the one row that is used
-        stem = name.rsplit(".", 2)[-2]
-        return array.T if name.endswith(".weight") and stem in _LINEAR_SUFFIXES else array
-
-    def _mapped(self, tensor: TensorProto) -> NDArray[np.generic]:
-        places = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        try:
-            mapped: NDArray[np.generic] = np.memmap(
-                self._path.parent / Path(places["location"]).name,
-                dtype,
-                "r",
-                int(places.get("offset", 0)),
-                tuple(tensor.dims),
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise LoadError(f"tensor {tensor.name} cannot be read ({error})") from error
-        return mapped
+    encoder, heads, tensors = open_graph(path)
+    return StoredModel(encoder, heads, tensors)
