@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,14 +57,9 @@ def load_version(
         LoadError: the reason, for the user.
     """
     manifest = read_manifest(version_dir)
-    verify_files(version_dir, manifest)
     chosen = _choose(settings, manifest, engines)
     max_tokens = _agreed_max_tokens(settings, manifest)
-    tokenizer = Tokenizer(
-        version_dir / "tokenizer.json",
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-    )
+    tokenizer = _verified_tokenizer(version_dir, manifest, settings)
     devices: list[Device] = []
     try:
         requests = _engine_requests(version_dir, settings, max_tokens)
@@ -87,6 +83,24 @@ def load_version(
         devices=tuple(devices),
         max_tokens=max_tokens,
     )
+
+
+def _verified_tokenizer(version_dir: Path, manifest: Manifest, settings: ModelSettings) -> Tokenizer:
+    """
+    The tokenizer, read while the files are compared with the manifest: each takes most of a second. What the manifest
+    says is wrong counts first.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        verified = threads.submit(verify_files, version_dir, manifest)
+        try:
+            tokenizer = Tokenizer(
+                version_dir / "tokenizer.json",
+                query_prefix=settings.query_prefix,
+                passage_prefix=settings.passage_prefix,
+            )
+        finally:
+            verified.result()
+    return tokenizer
 
 
 @dataclass(frozen=True, slots=True)
