@@ -6,6 +6,7 @@ gets, what it finds there, and what is left where recording fails.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Cuda:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     cuda = Cuda()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", cuda.graph)
     monkeypatch.setattr(torch.cuda, "graph", cuda.capture)
@@ -216,7 +217,7 @@ def test_a_pool_whose_capture_ended_is_not_released_twice(cuda: Cuda) -> None:
 
 @pytest.mark.parametrize("end_fails_too", [False, True])
 def test_memory_that_runs_out_while_recording_is_a_memory_error(cuda: Cuda, end_fails_too: bool) -> None:
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     cuda.fails_in = torch.OutOfMemoryError("CUDA out of memory")
     cuda.fails_at_end = RuntimeError(FAILED) if end_fails_too else None
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from tritonclient import grpc as triton  # type: ignore[import-not-found, unused-ignore]
-from tritonclient.utils import InferenceServerException  # type: ignore[import-not-found, unused-ignore]
 
 from benchmarks.engines.worker import Message, Started, end_with_parent, run_worker, started
 
@@ -57,7 +57,7 @@ class Triton:
         self._server = _start_server(directory, port)
         self._client = triton.InferenceServerClient(f"127.0.0.1:{port}")
         try:
-            self._wait_until_ready()
+            self._wait_until_ready(f"127.0.0.1:{port}")
         except BaseException:
             self._server.kill()
             raise
@@ -94,17 +94,21 @@ class Triton:
             results[index] = result
         return results
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, target: str) -> None:
+        """Triton opens its port once its models are loaded; meanwhile its process may end."""
         ends_at = time.monotonic() + _READY_TIMEOUT_S
-        while time.monotonic() < ends_at:
-            if self._server.poll() is not None:
-                raise RuntimeError(f"tritonserver ended with {self._server.returncode}")
-            try:
-                if self._client.is_model_ready("bge-m3"):
-                    return
-            except InferenceServerException:
-                pass  # not listening yet
-            time.sleep(0.2)
+        with grpc.insecure_channel(target) as channel:
+            opened = grpc.channel_ready_future(channel)
+            while time.monotonic() < ends_at:
+                if self._server.poll() is not None:
+                    raise RuntimeError(f"tritonserver ended with {self._server.returncode}")
+                try:
+                    opened.result(timeout=1)
+                except grpc.FutureTimeoutError:
+                    continue
+                if not self._client.is_model_ready("bge-m3"):
+                    raise RuntimeError("tritonserver could not load the model")
+                return
         raise RuntimeError(f"tritonserver was not ready after {_READY_TIMEOUT_S:.0f} s")
 
 
