@@ -16,7 +16,8 @@ from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.manifest import read_manifest
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
-from trivec_server.serving.pipeline import EngineCounts, Pipeline
+from trivec_server.serving.engine_roster import EngineCounts
+from trivec_server.serving.pipeline import Pipeline
 from trivec_server.settings import ServeSettings
 from trivec_server.types import ModelSettings, ModelVersion
 

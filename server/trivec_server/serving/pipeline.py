@@ -16,6 +16,7 @@ from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import bytes_per_row
+from trivec_server.serving.engine_roster import EngineCounts, EngineRoster
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
 from trivec_server.serving.ticket import Ticket
@@ -46,19 +47,6 @@ class _Admitted:
     held_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCounts:
-    """
-    How many of a version's engines are at work, and how many are being built anew; the others are gone, for the reasons
-    in `failures`.
-    """
-
-    total: int
-    running: int
-    restarting: int
-    failures: tuple[str, ...] = ()
-
-
 class Pipeline:
     """Embeds with one model version. Its methods are for the event loop; `start` and `close` end its threads."""
 
@@ -76,13 +64,11 @@ class Pipeline:
         on_change: Callable[[EngineCounts], None] = lambda _: None,
     ) -> None:
         """`on_change` is called on the event loop as engines die, are at work again, or are given up."""
-        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._tokenizer = tokenizer
         self._tokenize_turn = asyncio.Lock()
         self._devices = devices
-        self._restarting: set[str] = set()
-        self._failed: dict[str, str] = {}
+        self._roster = EngineRoster(len(devices), metrics, on_change)
         self._info = info
         self._batching = batching
         self._max_tokens = max_tokens
@@ -104,7 +90,6 @@ class Pipeline:
             metrics=metrics,
         )
         self._batcher = Batcher(name, _batch_limits(batching, info), slice_maker)
-        metrics.running_engines.set(len(devices))
         metrics.token_budget.set(self._batcher.token_budget)
         metrics.pending_requests.set_function(lambda: self.pending_requests)
         metrics.queued_tokens.set_function(lambda: self.queued_tokens)
@@ -130,41 +115,26 @@ class Pipeline:
 
     def device_lost(self, name: str) -> None:
         """An engine has died and is being built anew. What it had begun is computed again; new requests wait."""
-        self._restarting.add(name)
-        self._engines_changed()
+        self._roster.lost(name)
 
     def device_restored(self, name: str) -> None:
         """An engine is at work again."""
-        self._restarting.discard(name)
-        self._engines_changed()
+        self._roster.restored(name)
 
     def device_failed(self, name: str, reason: str) -> None:
         """An engine is gone for good. With the last one, all requests are refused, those under way too."""
-        self._restarting.discard(name)
-        self._failed[name] = reason
-        if len(self._failed) == len(self._devices):
+        self._roster.failed(name, reason)
+        if self._roster.all_failed:
             self._closing = True
             for ticket in list(self._tickets):
                 _fail(ticket, Unavailable("the engine of this model has failed; send the request to another server"))
-        self._engines_changed()
 
     def take_over(self, batches: Iterable[Batch]) -> bool:
         """Puts a dead engine's batches back into the queue if others serve it. Called on that engine's thread."""
-        if self._closing or len(self._failed) + 1 >= len(self._devices):
+        if self._closing or not self._roster.has_others:
             return False
         self._batcher.give_back([pending for batch in batches for pending in batch.slices])
         return True
-
-    def _engines_changed(self) -> None:
-        total = len(self._devices)
-        counts = EngineCounts(
-            total=total,
-            running=total - len(self._restarting) - len(self._failed),
-            restarting=len(self._restarting),
-            failures=tuple(dict.fromkeys(self._failed.values())),
-        )
-        self._metrics.running_engines.set(counts.running)
-        self._on_change(counts)
 
     @property
     def pending_requests(self) -> int:
