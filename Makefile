@@ -30,7 +30,7 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: test
-test: .venv/.test $(MINI) ## Run the tests. No torch, no model from the hub.
+test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
 	.venv/bin/python -m pytest -m "not torch" $(ARGS)
 
 .PHONY: test-torch
@@ -76,6 +76,10 @@ bench-cpu: .venv-torch/.bench ## Measure the engines and their peers on the CPU 
 bench-gpu: ## Measure the engines on a GPU, with the packages of $(PYTHON); no network, less than 8 minutes.
 	PYTHONPATH=server:clients/python:protos/python:. $(PYTHON) -m benchmarks.engines.gpu $(ARGS)
 
+.PHONY: bench-triton
+bench-triton: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(MINI) ## Measure KServe v2 against a real Triton and MLServer.
+	.venv/bin/python -m benchmarks.triton $(ARGS)
+
 .PHONY: accuracy
 accuracy: .venv-torch/.test ## Compare every engine and precision with the float32 reference, and write it into docs/benchmarks.md.
 	.venv-torch/bin/python -m benchmarks.accuracy $(ARGS)
@@ -94,7 +98,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-peers benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -137,6 +141,17 @@ $(MINI): | .venv/.serve
 	@.venv-stubs/bin/python $(PIP_INSTALL) -c constraints-stubs.txt grpcio-tools mypy-protobuf googleapis-common-protos
 	@touch $@
 
+.venv-triton/.ready: constraints-triton.txt tools/install_triton.sh .venv-triton/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv-triton
+	@echo "Installing a Triton server to compare with into .venv-triton: about 300 MB, once."
+	@tools/install_triton.sh .venv-triton
+	@touch $@
+
+.venv-tritonclient/.ready: constraints-tritonclient.txt .venv-tritonclient/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv-tritonclient
+	@.venv-tritonclient/bin/python $(PIP_INSTALL) --no-deps -r constraints-tritonclient.txt
+	@touch $@
+
 # Also when the Python that an environment was made with is gone.
-.venv/bin/python .venv-torch/bin/python .venv-stubs/bin/python:
+.venv/bin/python .venv-torch/bin/python .venv-stubs/bin/python .venv-triton/bin/python .venv-tritonclient/bin/python:
 	@tools/make_venv.sh $(PYTHON) $(@:/bin/python=)

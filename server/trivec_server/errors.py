@@ -27,6 +27,14 @@ class InvalidRequest(TrivecError):
         self.violations = (FieldViolation(field, description),)
 
 
+class InvalidTensor(TrivecError):
+    """A KServe request is wrong. The message begins as Triton's does, since its clients and users look for that."""
+
+
+class Unsupported(TrivecError):
+    """The call, or what it asks for, does not exist here."""
+
+
 class NotFound(TrivecError):
     """The request names a model or version that the server does not know."""
 
@@ -47,6 +55,10 @@ class DeadlineExceeded(TrivecError):
     """The request's deadline, or the queue's timeout, passed before the request was computed."""
 
 
+class QueueTimeout(DeadlineExceeded):
+    """The queue's own timeout passed, not the caller's deadline."""
+
+
 class ResponseTooLarge(TrivecError):
     """The answer would be larger than a response message may be."""
 
@@ -57,6 +69,18 @@ class ComputeError(TrivecError):
 
 class LoadError(TrivecError):
     """A model version cannot be served. The message is the reason shown in GetModel and the log."""
+
+
+class ControlDisabled(Unavailable):
+    """Models are not loaded and unloaded by calls: the server was started in another model control mode."""
+
+
+class ModelNotInRepository(TrivecError):
+    """A load names a model that no repository holds."""
+
+
+class LoadFailed(TrivecError):
+    """A load that a call asked for failed; what served before goes on serving."""
 
 
 class ConfigError(LoadError):

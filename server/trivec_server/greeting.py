@@ -43,12 +43,20 @@ def _host_to_call(host: str) -> str:
 
 
 def _describe(record: VersionRecord) -> str:
-    loaded = record.loaded
-    if loaded is None:
+    served = record.served
+    if served is None:
         # Version 0: none was found.
         name = record.key if record.key.version else record.key.name
         return f"{name}: {record.state.name}: {record.reason}"
-    info = loaded.info
+    if isinstance(served, TensorVersion):
+        info = served.loaded.info
+        names = ", ".join(spec.name for spec in served.loaded.outputs)
+        return f"{record.key}: {record.state.name}, engine {info.engine} on {info.device}, tensors: {names}"
+    return _describe_embedding(record, served)
+
+
+def _describe_embedding(record: VersionRecord, served: EmbeddingVersion) -> str:
+    loaded, info = served.loaded, served.loaded.info
     what = (
         f"{record.key}: {record.state.name}, engine {info.engine} on {info.device} in {info.precision}, dense "
         f"vectors of {info.dense_dimension} and token vectors of {info.multi_vector_dimension} dimensions, texts of "

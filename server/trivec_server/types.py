@@ -68,10 +68,14 @@ class TimeoutAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePolicy:
-    """Triton's ModelQueuePolicy. `timeout_us` 0: no timeout. `max_queue_size` counts requests, 0: no limit."""
+    """
+    Triton's ModelQueuePolicy. `timeout_us` 0: no timeout. `max_queue_size` counts requests, 0: no limit.
+    `allow_timeout_override`: a request's own timeout, where it is shorter, counts instead.
+    """
 
     timeout_action: TimeoutAction = TimeoutAction.REJECT
     timeout_us: int = 0
+    allow_timeout_override: bool = False
     max_queue_size: int = 0
 
 
@@ -92,6 +96,37 @@ class BatchingSettings:
     queue_policy: QueuePolicy = QueuePolicy()
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     token_budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """
+    An input or output of a model that takes tensors.
+
+    `datatype` is KServe's name: BOOL, UINT8 to UINT64, INT8 to INT64, FP16, FP32, FP64, BF16 or BYTES. `shape` leaves
+    the batch dimension out; -1 varies. `reshape`: the shape that the model itself takes or gives, where it is another
+    one. `optional`: a request may leave the input out. `allow_ragged`: requests whose shapes differ are padded with
+    zeros (BYTES: with empty elements) to run together.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    reshape: tuple[int, ...] | None = None
+    optional: bool = False
+    allow_ragged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSettings:
+    """
+    What `config.pbtxt` says of a model that takes tensors. Empty `inputs` or `outputs`: those of the model's file.
+    `model_filename` is the file in the version's directory.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    model_filename: str = "model.onnx"
 
 
 class InstanceKind(enum.Enum):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError, InvalidRequest, LoadError, NotFound, Unavailable
@@ -16,8 +17,11 @@ from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.manifest import read_manifest
 from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
+from trivec_server.repository.tensor_loading import LoadedTensors
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.pipeline import Pipeline
+from trivec_server.serving.statistics import ModelStatistics
+from trivec_server.serving.tensors.pipeline import TensorPipeline
 from trivec_server.settings import ServeSettings
 from trivec_server.types import ModelSettings, ModelVersion
 
@@ -34,33 +38,44 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingVersion:
+    """A version of an embedding model, to serve requests with."""
+
+    key: ModelVersion
+    loaded: LoadedVersion
+    pipeline: Pipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorVersion:
+    """A version of a model that takes tensors, to serve requests with."""
+
+    key: ModelVersion
+    loaded: LoadedTensors
+    pipeline: TensorPipeline
+
+
+ServedVersion: TypeAlias = EmbeddingVersion | TensorVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRecord:
     """
-    One version and its state. `loaded` and `pipeline` are there when it is READY (or UNLOADING). A model of which no
-    version could even be found has one record of version 0. `interrupted`: READY, but no engine is at work until one
-    has been built anew; requests wait.
+    One version and its state. `served` is there when it is READY (or UNLOADING). A model of which no version could even
+    be found has one record of version 0. `interrupted`: READY, but no engine is at work until one has been built anew;
+    requests wait.
     """
 
     key: ModelVersion
     state: State
     reason: str = ""
-    loaded: LoadedVersion | None = None
-    pipeline: Pipeline | None = None
+    served: ServedVersion | None = None
     interrupted: bool = False
 
     @property
     def serves(self) -> bool:
         """What health says of it."""
         return self.state is State.READY and not self.interrupted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyVersion:
-    """A version to serve a request with."""
-
-    key: ModelVersion
-    loaded: LoadedVersion
-    pipeline: Pipeline
 
 
 class Registry:
@@ -84,7 +99,8 @@ class Registry:
         self._on_change = on_change
         self._records: dict[ModelVersion, VersionRecord] = {}
         self._default: str | None = None
-        self._ready: dict[tuple[str, int], ReadyVersion] = {}
+        self._ready: dict[tuple[str, int], ServedVersion] = {}
+        self._statistics: dict[ModelVersion, ModelStatistics] = {}
 
     def records(self) -> list[VersionRecord]:
         """All versions, ordered by name, then version."""
@@ -136,23 +152,35 @@ class Registry:
                 if record is not None and record.state is State.LOADING:
                     await self._load_one(key, version.path, entry.settings)
 
-    def resolve(self, name: str, version: int) -> ReadyVersion:
+    def resolve(self, name: str, version: int) -> EmbeddingVersion:
         """
-        Finds the version that a request is for: `name` "" is the default model, `version` 0 the newest ready one.
+        Finds the version that a request for embeddings is for: `name` "" is the default model, `version` 0 the newest
+        ready one.
 
         Raises:
-            InvalidRequest: no name was given and there is no default.
+            InvalidRequest: no name was given and there is no default, or the model takes tensors.
             NotFound: the model or version is not known.
             Unavailable: it is known and not ready.
         """
-        ready = self._ready.get((name, version))
-        if ready is not None:
-            return ready
+        served = self.resolve_any(name, version)
+        if isinstance(served, TensorVersion):
+            raise InvalidRequest("model", f"`{served.key.name}` takes tensors, not texts: call ModelInfer")
+        return served
+
+    def resolve_any(self, name: str, version: int) -> ServedVersion:
+        """As `resolve`, whatever the model takes."""
+        served = self._ready.get((name, version))
+        if served is not None:
+            return served
         record = self.find(name, version)
-        if record.state is not State.READY or record.loaded is None or record.pipeline is None:
+        if record.state is not State.READY or record.served is None:
             reason = f": {record.reason}" if record.reason else ""
             raise Unavailable(f"model `{record.key.name}` version {record.key.version} is {record.state.name}{reason}")
-        return ReadyVersion(key=record.key, loaded=record.loaded, pipeline=record.pipeline)
+        return record.served
+
+    def statistics(self, key: ModelVersion) -> ModelStatistics:
+        """The counts of a version, from its first load on."""
+        return self._statistics.setdefault(key, ModelStatistics())
 
     def find(self, name: str, version: int) -> VersionRecord:
         """As `resolve`, whatever the version's state; of versions not ready the newest."""
@@ -174,10 +202,10 @@ class Registry:
     async def close(self) -> None:
         """Unloads every version: each serves its requests under way first."""
         for record in self.records():
-            if record.pipeline is not None:
+            if record.served is not None:
                 self._set(replace(record, state=State.UNLOADING))
-                await record.pipeline.close()
-                self._set(replace(record, state=State.UNAVAILABLE, reason="unloaded", loaded=None, pipeline=None))
+                await record.served.pipeline.close()
+                self._set(replace(record, state=State.UNAVAILABLE, reason="unloaded", served=None))
 
     def _register(self, entry: ModelEntry) -> None:
         log = _log.bind(model=entry.name)
@@ -215,12 +243,14 @@ class Registry:
             max_tokens=loaded.max_tokens,
             limits=self._settings.limits,
             metrics=self._metrics.model(key),
+            statistics=self.statistics(key),
             on_change=partial(self._engines_changed, key),
         )
         pipeline.start()
         duration_s = time.monotonic() - started_at
         self._metrics.model_load_duration_s.labels(key.name, str(key.version)).set(duration_s)
-        self._set(VersionRecord(key=key, state=State.READY, loaded=loaded, pipeline=pipeline))
+        served = EmbeddingVersion(key=key, loaded=loaded, pipeline=pipeline)
+        self._set(VersionRecord(key=key, state=State.READY, served=served))
         self._metrics.model_loaded(key, loaded.info.engine, loaded.info.device, loaded.info.precision)
         for note in loaded.info.notes:
             _log.info("engine", model=key.name, version=key.version, note=note)
@@ -238,11 +268,10 @@ class Registry:
         """Makes the table of what `resolve` can answer at once: by name or as default, by version or as newest."""
         self._ready.clear()
         for record in self.records():
-            if record.state is State.READY and record.loaded is not None and record.pipeline is not None:
-                ready = ReadyVersion(key=record.key, loaded=record.loaded, pipeline=record.pipeline)
+            if record.state is State.READY and record.served is not None:
                 for name in {record.key.name, "" if record.key.name == self._default else record.key.name}:
                     # Versions come in ascending order: the newest stays as version 0.
-                    self._ready[name, record.key.version] = self._ready[name, 0] = ready
+                    self._ready[name, record.key.version] = self._ready[name, 0] = record.served
 
     def _default_name(self) -> str:
         if self._default is not None:

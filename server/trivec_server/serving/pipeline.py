@@ -19,6 +19,7 @@ from trivec_server.serving.encode import bytes_per_row
 from trivec_server.serving.engine_roster import EngineCounts, EngineRoster
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
+from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.ticket import Ticket
 from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.serving.tokenizing import SliceMaker
@@ -61,6 +62,7 @@ class Pipeline:
         max_tokens: int,
         limits: Limits,
         metrics: ModelMetrics,
+        statistics: ModelStatistics | None = None,
         on_change: Callable[[EngineCounts], None] = lambda _: None,
     ) -> None:
         """`on_change` is called on the event loop as engines die, are at work again, or are given up."""
@@ -74,6 +76,7 @@ class Pipeline:
         self._max_tokens = max_tokens
         self._limits = limits
         self._metrics = metrics
+        self.statistics = statistics or ModelStatistics()
         self._admitted = _Admitted()
         self._tickets: set[Ticket] = set()
         self._closing = False

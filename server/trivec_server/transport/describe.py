@@ -2,7 +2,7 @@
 
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_server.repository.registry import State, VersionRecord
+from trivec_server.repository.registry import State, TensorVersion, VersionRecord
 from trivec_server.settings import Limits
 from trivec_server.types import Mode
 
@@ -24,9 +24,15 @@ def describe_version(record: VersionRecord, limits: Limits) -> pb.Model:
     model = pb.Model(
         name=record.key.name, version=record.key.version, state=_STATES[record.state], state_reason=record.reason
     )
-    loaded = record.loaded
-    if loaded is None:
+    served = record.served
+    if served is None:
         return model
+    if isinstance(served, TensorVersion):
+        model.engine, model.device = served.loaded.info.engine, served.loaded.info.device
+        model.notes.extend(served.loaded.info.notes)
+        model.content_digest = served.loaded.content_digest
+        return model
+    loaded = served.loaded
     info, settings = loaded.info, loaded.settings
     model.MergeFrom(
         pb.Model(

@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.message import Message
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_server.repository.registry import ReadyVersion, Registry, State, VersionRecord
+from trivec_server.repository.registry import EmbeddingVersion, Registry, State, VersionRecord
 from trivec_server.serving.portions import Totals
 from trivec_server.serving.score import score_task
 from trivec_server.settings import Limits
@@ -150,7 +150,7 @@ class EmbeddingService:
         ]
         return _serialized(pb.ListModelsResponse(models=models))
 
-    def _resolve(self, call: Call, name: str, version: int) -> ReadyVersion:
+    def _resolve(self, call: Call, name: str, version: int) -> EmbeddingVersion:
         ready = self._registry.resolve(name, version)
         call.model = ready.key.name
         return ready

@@ -17,7 +17,7 @@ from trivec.v1 import embedding_pb2 as pb
 
 from trivec_server.errors import InvalidRequest, Unavailable
 from trivec_server.logs import get_logger
-from trivec_server.repository.registry import ReadyVersion, Registry
+from trivec_server.repository.registry import EmbeddingVersion, Registry
 from trivec_server.serving.portions import Totals, estimated_held_bytes, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
@@ -80,7 +80,9 @@ class EmbedStream:
             await room.take(size)
             answers.create_task(message.answer()).add_done_callback(partial(room.give_back, size))
 
-    def prepare(self, message: pb.EmbedStreamRequest, call: Call, size_bytes: int) -> tuple[ReadyVersion, EmbedTask]:
+    def prepare(
+        self, message: pb.EmbedStreamRequest, call: Call, size_bytes: int
+    ) -> tuple[EmbeddingVersion, EmbedTask]:
         """The version and the task of one message."""
         request = message.request
         task = parse.parse_embed(
@@ -147,7 +149,7 @@ class _StreamMessage:
         self._context = context
         self._writing = writing
         self._id = ""
-        self._prepared: tuple[ReadyVersion, EmbedTask] | None = None
+        self._prepared: tuple[EmbeddingVersion, EmbedTask] | None = None
         self._error: Exception | None = None
         self._wire = pb.EmbedStreamRequest()
         self._chunk_bytes = 0
@@ -184,7 +186,7 @@ class _StreamMessage:
         else:
             self._stream.scope.close(self._call, grpc.StatusCode.OK.name)
 
-    def _checked(self) -> tuple[ReadyVersion, EmbedTask]:
+    def _checked(self) -> tuple[EmbeddingVersion, EmbedTask]:
         """What the message asks for; raises what was found wrong with it."""
         if self._prepared is None:
             raise self._error or InvalidRequest("request", "is missing")
@@ -207,7 +209,7 @@ class _StreamMessage:
         self._chunk_bytes = parse.parse_chunk_bytes(self._wire.chunk_bytes, self._stream.limits)
         self._prepared = self._stream.prepare(self._wire, self._call, len(raw))
 
-    async def _embed(self, ready: ReadyVersion, task: EmbedTask) -> None:
+    async def _embed(self, ready: EmbeddingVersion, task: EmbedTask) -> None:
         """Portion by portion: one is computed ahead of the one that is being written."""
         total = Totals()
         divided = portions(task, ready.pipeline, _PORTION_BYTES)
@@ -230,7 +232,7 @@ class _StreamMessage:
             await asyncio.gather(computing, return_exceptions=True)
 
     async def _write(
-        self, ready: ReadyVersion, task: EmbedTask, result: EmbedResult, first_index: int, total: Totals | None
+        self, ready: EmbeddingVersion, task: EmbedTask, result: EmbedResult, first_index: int, total: Totals | None
     ) -> None:
         """Writes one portion; with `total` it is the last one. Messages of one portion follow each other."""
         options = parse.parse_output_options(self._wire.request, task)

@@ -1,0 +1,75 @@
+"""
+The seam between serving and the engines of models that take tensors.
+
+As with `interface.py`, an engine is built, run and closed on one thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from trivec_server.types import InstanceKind, TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEngineInfo:
+    """
+    What an engine is. `inputs` and `outputs` have the model's own shapes, whole: with the batch dimension, where it has
+    one. `symbols`: for each input and output by name, the model's name of each dimension that varies ("" where it has
+    none): equal names are equal sizes.
+    """
+
+    engine: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    symbols: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEngineRequest:
+    """What an engine is to be built from. `intra_op_threads` None: as for embedding models."""
+
+    model_file: Path
+    kind: InstanceKind = InstanceKind.AUTO
+    device_index: int | None = None
+    intra_op_threads: int | None = None
+    instances: int = 1
+
+
+class TensorEngine(Protocol):
+    """A model on a device, ready to run. Not thread-safe: one thread owns it."""
+
+    @property
+    def info(self) -> TensorEngineInfo:
+        """What this engine is; constant."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Mapping[str, NDArray[Any]]:
+        """
+        One forward pass.
+
+        Args:
+            inputs: Arrays of the model's dtypes and shapes; BYTES as object arrays of `bytes`.
+            outputs: Which outputs to compute.
+
+        Raises:
+            MemoryError: the batch does not fit; a smaller one may.
+            InvalidTensor: a BYTES element is not UTF-8, for a model that takes text.
+        """
+
+    def close(self) -> None:
+        """Releases what the engine holds."""
+
+
+class TensorEngineFactory(Protocol):
+    """Builds an engine. Imports its library when called, not before."""
+
+    def __call__(self, request: TensorEngineRequest) -> TensorEngine:
+        """
+        Raises:
+            LoadError: the file is missing or is no such model; says how to mend it.
+        """

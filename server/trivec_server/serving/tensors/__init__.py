@@ -1,0 +1,1 @@
+"""Models that take and give tensors, beside the embedding models."""
