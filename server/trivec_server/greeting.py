@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from trivec_server.lifecycle import Started
-from trivec_server.repository.registry import State, VersionRecord
+from trivec_server.repository.registry import EmbeddingVersion, State, TensorVersion, VersionRecord
 
 _TEXT = "人工智能"
 
