@@ -1,5 +1,6 @@
 """The server's settings: frozen values with their defaults. The command line fills them from flags and `TRIVEC_*`."""
 
+import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +32,20 @@ class Limits:
     max_stream_result_bytes: int = 64 * MIB
 
 
+class ControlMode(enum.Enum):
+    """Who decides which models are loaded: the start alone, the repository's directories, or calls (as in Triton)."""
+
+    NONE = "none"
+    POLL = "poll"
+    EXPLICIT = "explicit"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
     """Everything `trivec serve` can be told. A `metrics_port` of None: no metrics; a port of 0: any free one."""
 
     model_repository: Path = Path("model_repository")
+    model_control_mode: ControlMode = ControlMode.NONE
     load_models: tuple[str, ...] = ()
     default_model: str | None = None
     host: str = "127.0.0.1"
