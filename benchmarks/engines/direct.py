@@ -23,7 +23,7 @@ from trivec_server.backends.interface import (
 from trivec_server.repository.engines import ENGINES
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.selection import BatchLimits, select
-from trivec_server.serving.ticket import Pending, Ticket
+from trivec_server.serving.ticket import EmbedTicket, Pending
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, InstanceKind, Mode
 
 from benchmarks.engines.worker import Message, Started, run_worker, timed
@@ -72,8 +72,8 @@ class DirectEngine:
         )
         queue = [_pending(lengths, self.info.vocabulary_size)]
         while queue:
-            left: list[Pending] = []
-            parts: list[Pending] = []
+            left: list[Pending[EmbedTicket]] = []
+            parts: list[Pending[EmbedTicket]] = []
             selection = select(queue, time.monotonic(), limits, seconds_per_token=1e-3, may_grow=False)
             taken = {id(pending): chosen for pending, chosen in selection.taken}
             for pending in queue:
@@ -103,7 +103,7 @@ class DirectEngine:
             each.result()
 
 
-def _pending(lengths: Sequence[int], vocabulary_size: int) -> Pending:
+def _pending(lengths: Sequence[int], vocabulary_size: int) -> Pending[EmbedTicket]:
     """A request's texts as the server queues them; which tokens they are makes no difference to the time."""
     random = np.random.default_rng(5)
     token_ids = random.integers(_FIRST_ORDINARY_ID, vocabulary_size, sum(lengths))
@@ -112,7 +112,7 @@ def _pending(lengths: Sequence[int], vocabulary_size: int) -> Pending:
     token_ids[ends - rows] = CLS_TOKEN_ID
     token_ids[ends - 1] = EOS_TOKEN_ID
     loop = asyncio.new_event_loop()
-    ticket = Ticket(EmbedTask("", Mode.HYBRID, texts=[""] * len(lengths)), 1, loop.create_future())
+    ticket = EmbedTicket(EmbedTask("", Mode.HYBRID, texts=[""] * len(lengths)), 1, loop.create_future())
     loop.close()
     return Pending(ticket, token_ids, rows, np.arange(len(lengths)), 0.0)
 

@@ -15,11 +15,12 @@ from trivec_server.backends.interface import TokenBatch
 from trivec_server.errors import ComputeError, InvalidRequest, TrivecError
 from trivec_server.metrics import Metrics
 from trivec_server.serving.batcher import Batch, Batcher, halve
+from trivec_server.serving.embed_run import modes_of
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.selection import BatchLimits
-from trivec_server.serving.ticket import Pending, Ticket
+from trivec_server.serving.ticket import EmbedTicket, Pending
 from trivec_server.serving.tokenizer import Tokenizer
-from trivec_server.serving.tokenizing import SliceMaker
+from trivec_server.serving.tokenizing import TextInbox, TextSliceMaker
 from trivec_server.types import InputType, Mode, ModelVersion, Truncation
 
 from tests.small_repository import ids_of, write_tokenizer
@@ -49,10 +50,10 @@ class PickyTokenizer(Tokenizer):
 class Fixture:
     """A batcher, and what became of failed tickets."""
 
-    batcher: Batcher
+    batcher: Batcher[EmbedTicket]
     failures: dict[int, TrivecError] = field(default_factory=dict)
 
-    def take(self) -> Batch:
+    def take(self) -> Batch[EmbedTicket]:
         batch = self.batcher.take()
         assert batch is not None
         return batch
@@ -61,7 +62,7 @@ class Fixture:
 def make_fixture(path: Path, limits: BatchLimits = LIMITS) -> Fixture:
     failures: dict[int, TrivecError] = {}
     metrics = Metrics().model(ModelVersion("small", 1))
-    slice_maker = SliceMaker(
+    slice_maker = TextSliceMaker(
         PickyTokenizer(path / "tokenizer.json"),
         max_tokens=MAX_TOKENS,
         vocabulary_size=1000,
@@ -69,7 +70,7 @@ def make_fixture(path: Path, limits: BatchLimits = LIMITS) -> Fixture:
         fail=lambda ticket, error: failures.__setitem__(id(ticket), error),
         metrics=metrics,
     )
-    return Fixture(Batcher("test", limits, slice_maker), failures)
+    return Fixture(Batcher("test", limits, TextInbox(), slice_maker), failures)
 
 
 @pytest.fixture
@@ -90,13 +91,13 @@ def fixture(path: Path) -> Iterator[Fixture]:
         closing.result()
 
 
-def ticket(*texts: str, modes: Mode = Mode.DENSE, truncation: Truncation = Truncation.ERROR) -> Ticket:
+def ticket(*texts: str, modes: Mode = Mode.DENSE, truncation: Truncation = Truncation.ERROR) -> EmbedTicket:
     size = sum(map(len, texts))
     task = EmbedTask(request_id="r", modes=modes, texts=texts, truncation=truncation, size_bytes=size)
-    return Ticket(task, 1, asyncio.Future(loop=_LOOP))
+    return EmbedTicket(task, 1, asyncio.Future(loop=_LOOP))
 
 
-def texts_of(batch: Batch) -> list[list[int]]:
+def texts_of(batch: Batch[EmbedTicket]) -> list[list[int]]:
     ends = np.cumsum(batch.tokens.lengths).tolist()
     return [
         batch.tokens.token_ids[end - length : end].tolist()
@@ -111,7 +112,7 @@ def test_what_is_submitted_together_is_taken_together(fixture: Fixture) -> None:
 
 def test_the_modes_of_a_batch_are_the_union_of_its_requests(fixture: Fixture) -> None:
     fixture.batcher.submit([ticket("w10", modes=Mode.DENSE), ticket("w11", modes=Mode.SPARSE)])
-    assert fixture.take().modes == Mode.DENSE | Mode.SPARSE
+    assert modes_of(fixture.take()) == Mode.DENSE | Mode.SPARSE
 
 
 def test_an_engine_that_waits_gets_what_is_submitted_later(fixture: Fixture) -> None:
@@ -210,7 +211,7 @@ def test_of_work_submitted_to_several_engines_every_text_is_taken_once(path: Pat
     assert fixture.batcher.queued_tokens == 0
 
 
-def drain(batcher: Batcher) -> list[Batch]:
+def drain(batcher: Batcher[EmbedTicket]) -> list[Batch[EmbedTicket]]:
     batches = []
     while (batch := batcher.take()) is not None:
         batches.append(batch)
@@ -229,8 +230,8 @@ def test_halves_hold_every_text_of_a_batch_once_and_in_order(slices: list[list[i
     tokens = TokenBatch(
         np.concatenate([piece.token_ids for piece in pieces]), np.concatenate([piece.lengths for piece in pieces])
     )
-    first, second = halve(Batch(pieces, tokens, Mode.DENSE, 0.0))
+    first, second = halve(Batch(pieces, tokens, 0.0))
     assert len(first.tokens.lengths) == len(tokens.lengths) // 2
-    assert texts_of(first) + texts_of(second) == texts_of(Batch(pieces, tokens, Mode.DENSE, 0.0))
+    assert texts_of(first) + texts_of(second) == texts_of(Batch(pieces, tokens, 0.0))
     whole = [(id(piece.ticket), row) for piece in pieces for row in piece.rows.tolist()]
     assert [(id(part.ticket), row) for half in (first, second) for part in half.slices for row in part.rows] == whole

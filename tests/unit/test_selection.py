@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.selection import BatchLimits, Selection, select
-from trivec_server.serving.ticket import Pending, Ticket
+from trivec_server.serving.ticket import EmbedTicket, Pending
 from trivec_server.types import Mode
 
 _LOOP = asyncio.new_event_loop()
@@ -22,20 +22,22 @@ PACKS = replace(PADS, pads=False)
 
 def make_slice(
     *lengths: int, at: float = 0.0, level: int = 1, deadline: float | None = None, delay_at: float | None = None
-) -> Pending:
+) -> Pending[EmbedTicket]:
     """One request's texts of these lengths, queued at an instant. Each text's tokens are its row number."""
     task = EmbedTask(request_id="r", modes=Mode.DENSE, texts=["t"] * len(lengths), deadline=deadline)
-    ticket = Ticket(task, level, asyncio.Future(loop=_LOOP))
+    ticket = EmbedTicket(task, level, asyncio.Future(loop=_LOOP))
     rows = np.arange(len(lengths))
     token_ids = np.repeat(rows, lengths)
     return Pending(ticket, token_ids, np.array(lengths, np.int64), rows, at, delay_at)
 
 
-def decide(queue: list[Pending], limits: BatchLimits = PADS, *, now: float = 0.0, may_grow: bool = True) -> Selection:
+def decide(
+    queue: list[Pending[EmbedTicket]], limits: BatchLimits = PADS, *, now: float = 0.0, may_grow: bool = True
+) -> Selection[EmbedTicket]:
     return select(queue, now, limits, seconds_per_token=SECONDS_PER_TOKEN, may_grow=may_grow)
 
 
-def lengths_of(selection: Selection) -> list[int]:
+def lengths_of(selection: Selection[EmbedTicket]) -> list[int]:
     """The lengths of the texts taken."""
     return [
         int(length)
@@ -44,7 +46,7 @@ def lengths_of(selection: Selection) -> list[int]:
     ]
 
 
-def taken_whole(selection: Selection) -> list[Pending]:
+def taken_whole(selection: Selection[EmbedTicket]) -> list[Pending[EmbedTicket]]:
     return [pending for pending, _ in selection.taken]
 
 
@@ -52,10 +54,10 @@ def taken_whole(selection: Selection) -> list[Pending]:
 class Queue:
     """Takes one batch after the other, as the batcher does, and notes what was taken."""
 
-    waiting: list[Pending]
-    batches: list[list[Pending]] = field(default_factory=list)
+    waiting: list[Pending[EmbedTicket]]
+    batches: list[list[Pending[EmbedTicket]]] = field(default_factory=list)
 
-    def take(self, limits: BatchLimits, now: float = 0.0) -> list[Pending]:
+    def take(self, limits: BatchLimits, now: float = 0.0) -> list[Pending[EmbedTicket]]:
         selection = decide(self.waiting, limits, now=now, may_grow=False)
         touched = {id(pending) for pending, _ in selection.taken} | {id(pending) for pending in selection.dropped}
         left = [pending for pending in self.waiting if id(pending) not in touched]
@@ -89,7 +91,7 @@ any_limits = st.builds(
 
 
 @given(queues, any_limits)
-def test_every_text_is_taken_exactly_once(waiting: list[Pending], limits: BatchLimits) -> None:
+def test_every_text_is_taken_exactly_once(waiting: list[Pending[EmbedTicket]], limits: BatchLimits) -> None:
     queue = Queue(waiting)
     texts = sum(len(pending.rows) for pending in waiting)
     while queue.waiting:
@@ -104,7 +106,7 @@ def test_every_text_is_taken_exactly_once(waiting: list[Pending], limits: BatchL
 
 @given(queues, any_limits)
 def test_a_batch_stays_within_the_token_budget_unless_it_is_one_text(
-    waiting: list[Pending], limits: BatchLimits
+    waiting: list[Pending[EmbedTicket]], limits: BatchLimits
 ) -> None:
     queue = Queue(waiting)
     while queue.waiting:
@@ -114,7 +116,7 @@ def test_a_batch_stays_within_the_token_budget_unless_it_is_one_text(
 
 
 @given(queues, any_limits)
-def test_a_batch_has_at_most_max_rows_texts(waiting: list[Pending], limits: BatchLimits) -> None:
+def test_a_batch_has_at_most_max_rows_texts(waiting: list[Pending[EmbedTicket]], limits: BatchLimits) -> None:
     queue = Queue(waiting)
     while queue.waiting:
         assert sum(len(part.rows) for part in queue.take(limits, now=6.0)) <= limits.max_rows
@@ -122,7 +124,7 @@ def test_a_batch_has_at_most_max_rows_texts(waiting: list[Pending], limits: Batc
 
 @given(queues, any_limits)
 def test_an_engine_that_pads_gets_texts_of_similar_length_or_few_tokens(
-    waiting: list[Pending], limits: BatchLimits
+    waiting: list[Pending[EmbedTicket]], limits: BatchLimits
 ) -> None:
     queue = Queue(waiting)
     limits = replace(limits, pads=True)
@@ -276,7 +278,7 @@ def test_a_delayed_request_still_goes_before_lower_levels() -> None:
 
 @given(queues, any_limits)
 def test_the_most_urgent_level_is_in_every_batch_that_leaves_work_behind(
-    waiting: list[Pending], limits: BatchLimits
+    waiting: list[Pending[EmbedTicket]], limits: BatchLimits
 ) -> None:
     queue = Queue([replace_delay(pending) for pending in waiting])
     while queue.waiting:
@@ -284,6 +286,6 @@ def test_the_most_urgent_level_is_in_every_batch_that_leaves_work_behind(
         assert lowest in [part.ticket.level for part in queue.take(limits, now=6.0)]
 
 
-def replace_delay(pending: Pending) -> Pending:
+def replace_delay(pending: Pending[EmbedTicket]) -> Pending[EmbedTicket]:
     pending.delay_at = None
     return pending

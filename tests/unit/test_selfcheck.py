@@ -11,6 +11,7 @@ from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatc
 from trivec_server.errors import LoadError
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
+from trivec_server.serving.embed_run import EmbedDevice
 from trivec_server.serving.tokenizer import Tokenizer
 
 from tests.scripted_engine import Script, ScriptedEngine
@@ -33,14 +34,14 @@ def script() -> Script:
 
 
 @pytest.fixture
-def device(script: Script) -> Iterator[Device]:
-    device = Device("self-check", lambda: ScriptedEngine(script))
+def device(script: Script) -> Iterator[EmbedDevice]:
+    device: EmbedDevice = Device("self-check", lambda: ScriptedEngine(script))
     device.start()
     yield device
     device.close()
 
 
-def check(script: Script, device: Device, tokenizer: Tokenizer, info: EngineInfo | None = None) -> None:
+def check(script: Script, device: EmbedDevice, tokenizer: Tokenizer, info: EngineInfo | None = None) -> None:
     check_version(device, info or ScriptedEngine(script).info, tokenizer, MAX_TOKENS)
 
 
@@ -85,7 +86,7 @@ def with_first(value: float) -> Callable[[Array], Array]:
 PARTS = ("dense", "sparse", "multi_vector")
 
 
-def test_a_healthy_engine_passes(script: Script, device: Device, tokenizer: Tokenizer) -> None:
+def test_a_healthy_engine_passes(script: Script, device: EmbedDevice, tokenizer: Tokenizer) -> None:
     check(script, device, tokenizer)
 
 
@@ -94,7 +95,7 @@ def test_a_healthy_engine_passes(script: Script, device: Device, tokenizer: Toke
 @pytest.mark.parametrize("when", [when_together, when_alone])
 def test_numbers_that_are_not_finite_are_found_together_and_alone(
     script: Script,
-    device: Device,
+    device: EmbedDevice,
     tokenizer: Tokenizer,
     part: str,
     value: float,
@@ -107,20 +108,20 @@ def test_numbers_that_are_not_finite_are_found_together_and_alone(
 
 @pytest.mark.parametrize("part", ["dense", "multi_vector"])
 def test_dimensions_other_than_declared_are_found(
-    script: Script, device: Device, tokenizer: Tokenizer, part: str
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str
 ) -> None:
     script.alter = on_part(part, lambda array: np.ascontiguousarray(array[:, :-1]))
     with pytest.raises(LoadError, match=rf"{part} has shape .*7.*declared .*8"):
         check(script, device, tokenizer)
 
 
-def test_a_missing_row_of_multi_vectors_is_found(script: Script, device: Device, tokenizer: Tokenizer) -> None:
+def test_a_missing_row_of_multi_vectors_is_found(script: Script, device: EmbedDevice, tokenizer: Tokenizer) -> None:
     script.alter = on_part("multi_vector", lambda rows: rows[:-1])
     with pytest.raises(LoadError, match="multi_vector has shape"):
         check(script, device, tokenizer)
 
 
-def test_too_few_token_weights_are_found(script: Script, device: Device, tokenizer: Tokenizer) -> None:
+def test_too_few_token_weights_are_found(script: Script, device: EmbedDevice, tokenizer: Tokenizer) -> None:
     script.alter = on_part("sparse", lambda weights: weights[:-1])
     with pytest.raises(LoadError, match="sparse has"):
         check(script, device, tokenizer)
@@ -128,7 +129,7 @@ def test_too_few_token_weights_are_found(script: Script, device: Device, tokeniz
 
 @pytest.mark.parametrize("part", ["dense", "multi_vector"])
 def test_a_shape_that_is_wrong_only_alone_is_found(
-    script: Script, device: Device, tokenizer: Tokenizer, part: str
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str
 ) -> None:
     script.alter = when_alone(on_part(part, lambda array: np.ascontiguousarray(array[:, :-1])))
     with pytest.raises(LoadError, match=f"{part} has shape"):
@@ -136,7 +137,7 @@ def test_a_shape_that_is_wrong_only_alone_is_found(
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_output_is_found(script: Script, device: Device, tokenizer: Tokenizer, part: str) -> None:
+def test_a_missing_output_is_found(script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str) -> None:
     without: dict[str, Alter] = {
         "dense": lambda output, _: replace(output, dense=None),
         "sparse": lambda output, _: replace(output, token_weights=None),
@@ -149,21 +150,21 @@ def test_a_missing_output_is_found(script: Script, device: Device, tokenizer: To
 
 @pytest.mark.parametrize("part", ["dense", "multi_vector"])
 def test_vectors_that_are_not_of_unit_length_are_found(
-    script: Script, device: Device, tokenizer: Tokenizer, part: str
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str
 ) -> None:
     script.alter = on_part(part, lambda array: array * np.float32(1.01))
     with pytest.raises(LoadError, match=f"{part} has vectors of length 1.01"):
         check(script, device, tokenizer)
 
 
-def test_a_negative_weight_is_found(script: Script, device: Device, tokenizer: Tokenizer) -> None:
+def test_a_negative_weight_is_found(script: Script, device: EmbedDevice, tokenizer: Tokenizer) -> None:
     script.alter = on_part("sparse", with_first(-0.5))
     with pytest.raises(LoadError, match=r"negative weight, -0\.5"):
         check(script, device, tokenizer)
 
 
 def test_an_empty_sparse_vector_of_a_text_with_words_is_found(
-    script: Script, device: Device, tokenizer: Tokenizer
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer
 ) -> None:
     script.alter = on_part("sparse", np.zeros_like)
     with pytest.raises(LoadError, match="the sparse head is missing or untrained"):
@@ -172,7 +173,7 @@ def test_an_empty_sparse_vector_of_a_text_with_words_is_found(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_results_that_depend_on_the_batch_are_found(
-    script: Script, device: Device, tokenizer: Tokenizer, part: str
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str
 ) -> None:
     def tilt(array: Array) -> Array:
         array.flat[-1] += 5e-4
@@ -184,7 +185,7 @@ def test_results_that_depend_on_the_batch_are_found(
 
 
 def test_reduced_precision_may_differ_more_between_batches(
-    script: Script, device: Device, tokenizer: Tokenizer
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer
 ) -> None:
     script.alter = when_together(on_part("sparse", lambda weights: weights * np.float32(1.02)))
     check(script, device, tokenizer, replace(ScriptedEngine(script).info, precision="float16"))
@@ -195,7 +196,7 @@ def test_reduced_precision_may_differ_more_between_batches(
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_numbers_of_another_type_than_float32_are_found(
-    script: Script, device: Device, tokenizer: Tokenizer, part: str, dtype: type[np.floating]
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer, part: str, dtype: type[np.floating]
 ) -> None:
     """Their bytes are sent as they lie in memory: another type would be sent as garbage."""
     script.alter = on_part(part, lambda array: array.astype(dtype))
@@ -204,7 +205,7 @@ def test_numbers_of_another_type_than_float32_are_found(
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_found(
-    script: Script, device: Device, tokenizer: Tokenizer
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer
 ) -> None:
     info = replace(ScriptedEngine(script).info, vocabulary_size=5)
     with pytest.raises(LoadError, match="the tokenizer gives id 6, the model has 5 ids"):
@@ -212,7 +213,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_found(
 
 
 def test_an_engine_that_raises_fails_the_check_with_its_error(
-    script: Script, device: Device, tokenizer: Tokenizer
+    script: Script, device: EmbedDevice, tokenizer: Tokenizer
 ) -> None:
     def refuse(_: TokenBatch) -> None:
         raise ValueError("no such kernel")

@@ -88,6 +88,11 @@ class EngineInfo:
     token_budget: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must stay the same when an engine takes the place of another: numbers do not change on the way."""
+        return self.engine, self.device, self.precision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:

@@ -29,6 +29,11 @@ class TensorEngineInfo:
     symbols: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must stay the same when an engine takes the place of another."""
+        return self.engine, self.device
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEngineRequest:

@@ -18,6 +18,7 @@ from trivec_server.repository.engines import AUTO, choose_engine, this_machine
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
+from trivec_server.serving.embed_run import EmbedDevice, run_alone
 from trivec_server.serving.tokenizer import Tokenizer
 from trivec_server.types import (
     CLS_TOKEN_ID,
@@ -43,7 +44,7 @@ class LoadedVersion:
     manifest: Manifest
     info: EngineInfo
     tokenizer: Tokenizer
-    devices: tuple[Device, ...]
+    devices: tuple[EmbedDevice, ...]
     max_tokens: int
 
 
@@ -60,7 +61,7 @@ def load_version(
     chosen = _choose(settings, manifest, engines)
     max_tokens = _agreed_max_tokens(settings, manifest)
     tokenizer = _verified_tokenizer(version_dir, manifest, settings)
-    devices: list[Device] = []
+    devices: list[EmbedDevice] = []
     try:
         requests = _engine_requests(version_dir, settings, max_tokens)
         infos = [_start(device, devices) for device in _devices(key, settings, requests, chosen)]
@@ -168,8 +169,8 @@ def _gpus(group: InstanceGroup) -> tuple[int | None, ...]:
 
 def _devices(
     key: ModelVersion, settings: ModelSettings, requests: list[EngineRequest], chosen: _Chosen
-) -> list[Device]:
-    devices = []
+) -> list[EmbedDevice]:
+    devices: list[EmbedDevice] = []
     for number, request in enumerate(requests):
         build: Callable[[], Engine] = partial(chosen.factory, request)
         apart = settings.worker_process
@@ -206,10 +207,10 @@ def _common_info(infos: list[EngineInfo], notes: tuple[str, ...]) -> EngineInfo:
     )
 
 
-def _start(device: Device, started: list[Device]) -> EngineInfo:
-    info = device.start()
+def _start(device: EmbedDevice, started: list[EmbedDevice]) -> EngineInfo:
+    device.start()
     started.append(device)
-    return info
+    return device.run_once(lambda engine: engine.info)
 
 
 def _agreed_max_tokens(settings: ModelSettings, manifest: Manifest) -> int:
@@ -243,7 +244,7 @@ def _check_agreement(settings: ModelSettings, manifest: Manifest, info: EngineIn
         raise LoadError("config.pbtxt declares an output that the model does not have; correct config.pbtxt")
 
 
-def _warm_up(device: Device, warmups: tuple[Warmup, ...], max_tokens: int) -> None:
+def _warm_up(device: EmbedDevice, warmups: tuple[Warmup, ...], max_tokens: int) -> None:
     for warmup in warmups:
         tokens = min(max(2, warmup.tokens), max_tokens)
         sequence = [CLS_TOKEN_ID, *[UNK_TOKEN_ID] * (tokens - 2), EOS_TOKEN_ID]
@@ -252,4 +253,4 @@ def _warm_up(device: Device, warmups: tuple[Warmup, ...], max_tokens: int) -> No
         )
         _log.info("warm-up", name=warmup.name, texts=warmup.batch_size, tokens=tokens, batches=warmup.count)
         for _ in range(warmup.count):
-            device.run_once(batch, Mode.HYBRID)
+            run_alone(device, batch, Mode.HYBRID)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trivec_server.backends.interface import EngineInfo, EngineOutput, TokenBatch, Vectors
 from trivec_server.errors import LoadError
-from trivec_server.serving.device import Device
+from trivec_server.serving.embed_run import EmbedDevice, run_alone
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.serving.tokenizer import Tokenizer, truncate
 from trivec_server.serving.word_cache import unpack_ids
@@ -28,7 +28,7 @@ _BATCH_TOLERANCE = {"float32": 1e-4}
 _REDUCED_PRECISION_BATCH_TOLERANCE = 3e-2
 
 
-def check_version(device: Device, info: EngineInfo, tokenizer: Tokenizer, max_tokens: int) -> None:
+def check_version(device: EmbedDevice, info: EngineInfo, tokenizer: Tokenizer, max_tokens: int) -> None:
     """
     Runs the self-check on a device that does not serve yet. Blocks.
 
@@ -39,7 +39,7 @@ def check_version(device: Device, info: EngineInfo, tokenizer: Tokenizer, max_to
     sequences = [unpack_ids(truncate(ids, max_tokens, Truncation.RIGHT)) for ids in packed]
     _check_ids(sequences, info.vocabulary_size)
     batch = token_batch(sequences)
-    together = device.run_once(batch, Mode.HYBRID)
+    together = run_alone(device, batch, Mode.HYBRID)
     _check_shapes(together, batch, info)
     _check_finite(together)
     _check_values(together, batch)
@@ -47,7 +47,7 @@ def check_version(device: Device, info: EngineInfo, tokenizer: Tokenizer, max_to
     start = 0
     for index, ids in enumerate(sequences):
         single = token_batch([ids])
-        alone = device.run_once(single, Mode.HYBRID)
+        alone = run_alone(device, single, Mode.HYBRID)
         _check_shapes(alone, single, info)
         _check_finite(alone)
         _check_alone(alone, together, index, slice(start, start + len(ids)), tolerance)

@@ -11,15 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol
 
 import numpy as np
 
 from trivec_server.backends.interface import TokenBatch
-from trivec_server.serving.request import VectorEncoding
 from trivec_server.serving.selection import BatchLimits, Selection, select
-from trivec_server.serving.ticket import Pending, Ticket
-from trivec_server.serving.tokenizing import Inbox, SliceMaker
-from trivec_server.types import Mode
+from trivec_server.serving.ticket import Pending, Share, TicketT
 
 _INITIAL_SECONDS_PER_TOKEN = 1e-3
 _RATE_SMOOTHING = 0.2
@@ -28,28 +26,44 @@ _LEAST_TOKEN_BUDGET = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """
-    Slices that run together: `slices` in the order of `tokens`, `modes` the union of what they ask for. `half`: each of
-    them wants float16. `is_retry`: an engine has died with it before.
-    """
+class Batch(Generic[TicketT]):
+    """Slices that run together, in the order of `tokens`. `is_retry`: an engine has died with it before."""
 
-    slices: Sequence[Pending]
+    slices: Sequence[Pending[TicketT]]
     tokens: TokenBatch
-    modes: Mode
     started_at: float
-    half: bool = False
     is_retry: bool = False
 
 
-class Batcher:
+class Inbox(Protocol[TicketT]):
+    """Requests on their way to the queue. Not thread-safe: the batcher's lock guards it."""
+
+    def __bool__(self) -> bool:
+        """Whether any waits."""
+
+    def add(self, tickets: Sequence[TicketT]) -> None:
+        """Puts requests at the end of the line."""
+
+    def take_round(self) -> Sequence[Share[TicketT]]:
+        """The shares of requests to make slices of next."""
+
+
+class SliceMaker(Protocol[TicketT]):
+    """Makes slices for the queue. Used by one thread at a time, outside the batcher's lock."""
+
+    def make(self, shares: Sequence[Share[TicketT]]) -> list[Pending[TicketT]]:
+        """The slices of one round. A request that is at fault fails alone."""
+
+
+class Batcher(Generic[TicketT]):
     """Requests in, batches out. Thread-safe; no method but `take` and `close` waits for work."""
 
     def __init__(
         self,
         name: str,
         limits: BatchLimits,
-        slice_maker: SliceMaker,
+        inbox: Inbox[TicketT],
+        slice_maker: SliceMaker[TicketT],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,8 +73,8 @@ class Batcher:
         lock = threading.Lock()
         self._engine_may_work = threading.Condition(lock)
         self._tokenizer_may_work = threading.Condition(lock)
-        self._inbox = Inbox()
-        self._queue: list[Pending] = []
+        self._inbox = inbox
+        self._queue: list[Pending[TicketT]] = []
         self._queued_tokens = 0
         self._idle_engines = 0
         self._tokenizing = False
@@ -87,7 +101,7 @@ class Batcher:
         """Starts the thread that tokenizes while the engines compute."""
         self._thread.start()
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
+    def submit(self, tickets: Sequence[TicketT]) -> None:
         """Takes requests in."""
         with self._engine_may_work:
             self._inbox.add(tickets)
@@ -100,7 +114,7 @@ class Batcher:
             if len(kept) < len(self._queue):
                 self._replace_queue(kept)
 
-    def take(self) -> Batch | None:
+    def take(self) -> Batch[TicketT] | None:
         """Waits for work and takes the next batch; None once the batcher is closed and nothing is left."""
         with self._engine_may_work:
             while True:
@@ -120,7 +134,7 @@ class Batcher:
                 self._engine_may_work.wait(wait_s)
                 self._idle_engines -= 1
 
-    def take_now(self) -> Batch | None:
+    def take_now(self) -> Batch[TicketT] | None:
         """The next batch if there is one at once, tokenizing what has arrived; None otherwise."""
         with self._engine_may_work:
             if self._inbox and not self._tokenizing and not self._queue:
@@ -130,7 +144,7 @@ class Batcher:
                 self._pass_on()
             return batch
 
-    def give_back(self, slices: Sequence[Pending]) -> None:
+    def give_back(self, slices: Sequence[Pending[TicketT]]) -> None:
         """Takes slices in again that an engine could not compute, for another one."""
         with self._engine_may_work:
             self._replace_queue([*slices, *self._queue])
@@ -201,13 +215,13 @@ class Batcher:
         elif not self._tokenizing:
             self._tokenizer_may_work.notify()
 
-    def _select(self) -> Selection:
+    def _select(self) -> Selection[TicketT]:
         may_grow = not self._closing
         return select(
             self._queue, self._clock(), self._limits, seconds_per_token=self._seconds_per_token, may_grow=may_grow
         )
 
-    def _apply(self, selection: Selection) -> Batch | None:
+    def _apply(self, selection: Selection[TicketT]) -> Batch[TicketT] | None:
         """Changes the queue as decided."""
         if not selection.taken and not selection.dropped:
             return None
@@ -224,16 +238,16 @@ class Batcher:
         self._replace_queue(left)
         return _form(slices, started_at) if slices else None
 
-    def _replace_queue(self, queue: list[Pending]) -> None:
+    def _replace_queue(self, queue: list[Pending[TicketT]]) -> None:
         self._queue = queue
         self._queued_tokens = sum(pending.tokens for pending in queue)
 
 
-def halve(batch: Batch) -> tuple[Batch, Batch]:
+def halve(batch: Batch[TicketT]) -> tuple[Batch[TicketT], Batch[TicketT]]:
     """Two batches with half of the texts each. The batch has two texts at least."""
     middle = len(batch.tokens.lengths) // 2
-    first: list[Pending] = []
-    second: list[Pending] = []
+    first: list[Pending[TicketT]] = []
+    second: list[Pending[TicketT]] = []
     seen = 0
     for pending in batch.slices:
         ahead = middle - seen
@@ -247,16 +261,11 @@ def halve(batch: Batch) -> tuple[Batch, Batch]:
     return _form(first, batch.started_at), _form(second, batch.started_at)
 
 
-def _form(slices: list[Pending], started_at: float) -> Batch:
-    modes = slices[0].ticket.task.modes
-    half = all(pending.ticket.task.encoding is VectorEncoding.FLOAT16 for pending in slices)
+def _form(slices: list[Pending[TicketT]], started_at: float) -> Batch[TicketT]:
     if len(slices) == 1:
-        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), modes, started_at, half)
-    for pending in slices:
-        if pending.ticket.task.modes is not modes:
-            modes |= pending.ticket.task.modes
+        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), started_at)
     tokens = TokenBatch(
         np.concatenate([pending.token_ids for pending in slices]),
         np.concatenate([pending.lengths for pending in slices]),
     )
-    return Batch(slices, tokens, modes, started_at, half)
+    return Batch(slices, tokens, started_at)

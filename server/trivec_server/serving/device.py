@@ -6,15 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from trivec_server.backends.interface import Engine, EngineInfo, EngineLost, EngineOutput, TokenBatch
+from trivec_server.backends.interface import EngineLost
 from trivec_server.errors import ComputeError, LoadError, Unavailable
 from trivec_server.logs import get_logger
-from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.batch_run import BatchRunner, Begun
 from trivec_server.serving.batcher import Batch, Batcher
-from trivec_server.types import Mode
+from trivec_server.serving.ticket import TicketT
 
 _log = get_logger(__name__)
 
@@ -22,12 +21,39 @@ _FRUITLESS_RESTARTS = 3
 """An engine that dies so often in a row without finishing a batch is given up."""
 
 
-class DeviceOwner(Protocol):
+class _Identified(Protocol):
+    """The info of an engine of any kind."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must stay the same when an engine takes the place of another: its name, device, precision."""
+
+
+class OwnedEngine(Protocol):
+    """What a device asks of an engine of any kind."""
+
+    @property
+    def info(self) -> _Identified:
+        """What this engine is; constant."""
+
+    def close(self) -> None:
+        """Releases the device's memory."""
+
+
+EngineT = TypeVar("EngineT", bound=OwnedEngine)
+_OwnedT_contra = TypeVar("_OwnedT_contra", bound=OwnedEngine, contravariant=True)
+_ResultT = TypeVar("_ResultT")
+
+
+class DeviceOwner(Protocol[TicketT, _OwnedT_contra]):
     """What a device tells of, on the event loop: results, and how its engine is."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """Where results are delivered."""
+
+    def make_runner(self, engine: _OwnedT_contra) -> BatchRunner[TicketT]:
+        """What runs batches on an engine. Called on the device's thread."""
 
     def device_lost(self, name: str) -> None:
         """The engine has died and is being built anew."""
@@ -38,26 +64,26 @@ class DeviceOwner(Protocol):
     def device_failed(self, name: str, reason: str) -> None:
         """The device's thread has ended by an error: this engine will not come back."""
 
-    def take_over(self, batches: Iterable[Batch]) -> bool:
+    def take_over(self, batches: Iterable[Batch[TicketT]]) -> bool:
         """Called on the device's thread as it gives up: whether another device computes these batches."""
 
 
-class Device:
+class Device(Generic[TicketT, EngineT]):
     """
     One engine instance on its own thread. `start` builds the engine there and waits for it; `serve` lets it pull
     batches until the batcher is closed; `join` waits for its end.
     """
 
-    def __init__(self, name: str, build: Callable[[], Engine]) -> None:
+    def __init__(self, name: str, build: Callable[[], EngineT]) -> None:
         self.name = name
         self._build = build
-        self._built: Future[EngineInfo] = Future()
-        self._work: Future[tuple[Batcher, ModelMetrics, DeviceOwner]] = Future()
-        self._checks: list[tuple[TokenBatch, Mode, Future[EngineOutput]]] = []
+        self._built: Future[None] = Future()
+        self._work: Future[tuple[Batcher[TicketT], DeviceOwner[TicketT, EngineT]]] = Future()
+        self._checks: list[tuple[Callable[[EngineT], Any], Future[Any]]] = []
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> EngineInfo:
+    def start(self) -> None:
         """
         Builds the engine on its thread. Blocks.
 
@@ -65,20 +91,20 @@ class Device:
             LoadError: the engine cannot be built.
         """
         self._thread.start()
-        return self._built.result()
+        self._built.result()
 
-    def run_once(self, batch: TokenBatch, modes: Mode) -> EngineOutput:
-        """One batch outside the queue, before `serve`: for the self-check and warm-up. Blocks."""
-        result: Future[EngineOutput] = Future()
+    def run_once(self, call: Callable[[EngineT], _ResultT]) -> _ResultT:
+        """Calls a function with the engine on its thread, before `serve`: for self-check and warm-up. Blocks."""
+        result: Future[_ResultT] = Future()
         with self._wake:
-            self._checks.append((batch, modes, result))
+            self._checks.append((call, result))
             self._wake.notify()
         return result.result()
 
-    def serve(self, batcher: Batcher, metrics: ModelMetrics, owner: DeviceOwner) -> None:
+    def serve(self, batcher: Batcher[TicketT], owner: DeviceOwner[TicketT, EngineT]) -> None:
         """Begins to pull batches; results are delivered on the owner's event loop."""
         with self._wake:
-            self._work.set_result((batcher, metrics, owner))
+            self._work.set_result((batcher, owner))
             self._wake.notify()
 
     def close(self) -> None:
@@ -98,7 +124,7 @@ class Device:
         except BaseException as error:  # noqa: BLE001 - `start` raises it where it is awaited
             self._built.set_exception(error)
             return
-        self._built.set_result(engine.info)
+        self._built.set_result(None)
         try:
             self._run_checks(engine)
             cancelled = self._work.cancelled()
@@ -110,45 +136,43 @@ class Device:
         else:
             _Serving(self.name, self._build, engine, *self._work.result()).run()
 
-    def _run_checks(self, engine: Engine) -> None:
-        """Runs single batches until `serve` or `close` is called."""
+    def _run_checks(self, engine: EngineT) -> None:
+        """Makes the calls asked for until `serve` or `close` is called."""
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._checks or self._work.done())
                 if not self._checks:
                     return
-                batch, modes, result = self._checks.pop(0)
+                call, result = self._checks.pop(0)
             try:
-                result.set_result(engine.run(batch, modes))
+                result.set_result(call(engine))
             except EngineLost as loss:
                 result.set_exception(LoadError(f"the engine died while it was checked: {loss}"))
             except Exception as error:  # noqa: BLE001 - `run_once` raises it where it is awaited
                 result.set_exception(error)
 
 
-class _Serving:
+class _Serving(Generic[TicketT, EngineT]):
     """A device at work: the loop over batches, and a new engine for one that died."""
 
     def __init__(
         self,
         name: str,
-        build: Callable[[], Engine],
-        engine: Engine,
-        batcher: Batcher,
-        metrics: ModelMetrics,
-        owner: DeviceOwner,
+        build: Callable[[], EngineT],
+        engine: EngineT,
+        batcher: Batcher[TicketT],
+        owner: DeviceOwner[TicketT, EngineT],
     ) -> None:
         """`_again` are batches to run before any from the queue: halves, and what a dead engine had begun."""
         self._name = name
         self._build = build
-        self._engine: Engine | None = engine
-        self._info = engine.info
+        self._engine: EngineT | None = engine
+        self._identity = engine.info.identity
         self._batcher = batcher
-        self._metrics = metrics
         self._owner = owner
-        self._runner = BatchRunner(engine, batcher, metrics, owner.loop)
-        self._begun: deque[Begun] = deque()
-        self._again: deque[Batch] = deque()
+        self._runner = owner.make_runner(engine)
+        self._begun: deque[Begun[TicketT]] = deque()
+        self._again: deque[Batch[TicketT]] = deque()
         self._fruitless_restarts = 0
 
     def run(self) -> None:
@@ -184,13 +208,13 @@ class _Serving:
             self._recover(loss, lost)
         return True
 
-    def _next_batch(self) -> Batch | None:
+    def _next_batch(self) -> Batch[TicketT] | None:
         if self._again:
             # One after the other: a batch that kills engines shall not do so in the company of others.
             return None if self._begun else self._again.popleft()
         return self._batcher.take_now() if self._begun else self._batcher.take()
 
-    def _recover(self, loss: EngineLost, lost: list[Batch]) -> None:
+    def _recover(self, loss: EngineLost, lost: list[Batch[TicketT]]) -> None:
         """A new engine. What the old one had begun is computed once more, and fails if an engine dies of it again."""
         _log.error("engine lost; building it anew", engine=self._name, reason=str(loss), batches=len(lost))
         for batch in lost:
@@ -208,8 +232,7 @@ class _Serving:
                     self._runner.fail(batch, Unavailable("the engine died and could not be built again; try later"))
             raise
         self._engine = engine
-        self._runner = BatchRunner(engine, self._batcher, self._metrics, self._owner.loop)
-        self._metrics.engine_restarts.inc()
+        self._runner = self._owner.make_runner(engine)
         _log.info("engine at work again", engine=self._name)
         self._tell(self._owner.device_restored)
 
@@ -218,7 +241,7 @@ class _Serving:
             self._engine.close()
             self._engine = None
 
-    def _build_again(self, loss: EngineLost) -> Engine:
+    def _build_again(self, loss: EngineLost) -> EngineT:
         """Another engine of the same kind: KIND_AUTO may find another device, but numbers do not change on the way."""
         engine = None
         while engine is None:
@@ -231,13 +254,10 @@ class _Serving:
                 if not isinstance(error.__cause__, EngineLost):
                     raise
                 _log.error("engine died while it was built", engine=self._name, reason=str(error))
-        before, now = self._info, engine.info
-        if (before.engine, before.device, before.precision) != (now.engine, now.device, now.precision):
+        if engine.info.identity != self._identity:
             engine.close()
-            raise LoadError(
-                f"the engine came back as {now.engine} on {now.device} in {now.precision}, was {before.engine} on "
-                f"{before.device} in {before.precision}"
-            )
+            before, now = ", ".join(self._identity), ", ".join(engine.info.identity)
+            raise LoadError(f"the engine came back as {now}, was {before}")
         return engine
 
     def _tell(self, what: Callable[[str], None]) -> None:

@@ -32,7 +32,8 @@ class EmbedTask(NamedTuple):
     Texts, or token ids already made, to be embedded by one model version. Exactly one of `texts` and `token_ids` is
     not empty. `max_tokens` None: the model's. `priority` 0: the model's default level. `deadline` is an instant of
     `time.monotonic`, None: no deadline. `fields` are the texts' paths in the request, where they are not `texts[i]` or
-    `token_ids[i]`. `max_result_bytes` None: the result may be of any size.
+    `token_ids[i]`. `max_result_bytes` None: the result may be of any size. `timeout_us`: the
+    longest wait in the queue where the model's policy lets requests say so, 0: the model's.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class EmbedTask(NamedTuple):
     fields: Sequence[str] = ()
     encoding: VectorEncoding = VectorEncoding.FLOAT32
     max_result_bytes: int | None = None
+    timeout_us: int = 0
 
     @property
     def text_count(self) -> int:

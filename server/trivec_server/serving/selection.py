@@ -6,18 +6,18 @@ Who is served first: the lowest priority level; within a level the highest respo
 service, which lets short requests pass a long one but grows for every request that waits, so that none starves
 (Hansen, "Operating System Principles", 1973: highest response ratio next).
 
-What is put beside it: on an engine that pads, texts of similar length, because a batch costs rows times its longest
-row; on one that does not pad, whatever fits.
+What is put beside it: slices of its own group only; on an engine that pads, texts of similar length, because a batch
+costs rows times its longest row; on one that does not pad, whatever fits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trivec_server.serving.ticket import Pending
+from trivec_server.serving.ticket import Pending, TicketT
 
 _SIMILAR_SHARE = 0.75
 _SIMILAR_TOKENS = 16
@@ -47,25 +47,28 @@ class BatchLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Generic[TicketT]):
     """
     The decision. `taken`: slices with the chosen indices of their texts (None: all). `dropped`: slices that nobody
     waits for. `wake_at`: nothing is taken yet; look again at this instant at the latest.
     """
 
-    taken: Sequence[tuple[Pending, NDArray[np.int64] | None]] = ()
-    dropped: Sequence[Pending] = ()
+    taken: Sequence[tuple[Pending[TicketT], NDArray[np.int64] | None]] = ()
+    dropped: Sequence[Pending[TicketT]] = ()
     wake_at: float | None = None
 
 
 def select(
-    queue: Sequence[Pending], now: float, limits: BatchLimits, *, seconds_per_token: float, may_grow: bool
-) -> Selection:
+    queue: Sequence[Pending[TicketT]], now: float, limits: BatchLimits, *, seconds_per_token: float, may_grow: bool
+) -> Selection[TicketT]:
     """Decides on the next batch. `may_grow` False: no more work can arrive, so waiting for more is of no use."""
     dropped = [pending for pending in queue if _is_dead(pending, now)]
     alive = [pending for pending in queue if not _is_dead(pending, now)] if dropped else queue
     if not alive:
         return Selection(dropped=dropped)
+    if any(pending.group != alive[0].group for pending in alive):
+        first = min(alive, key=lambda pending: _urgency(pending, now, seconds_per_token))
+        alive = [pending for pending in alive if pending.group == first.group]
     taken, full = _take_all(alive, limits)
     if not taken:
         ordered = sorted(alive, key=lambda pending: _urgency(pending, now, seconds_per_token))
@@ -78,12 +81,12 @@ def select(
     return Selection(taken, dropped)
 
 
-def _is_dead(pending: Pending, now: float) -> bool:
-    deadline = pending.ticket.task.deadline
+def _is_dead(pending: Pending[TicketT], now: float) -> bool:
+    deadline = pending.ticket.deadline
     return pending.ticket.abandoned or (deadline is not None and deadline <= now)
 
 
-def _urgency(pending: Pending, now: float, seconds_per_token: float) -> tuple[int, bool, float, float]:
+def _urgency(pending: Pending[TicketT], now: float, seconds_per_token: float) -> tuple[int, bool, float, float]:
     """A sort key, most urgent first. A delayed request waits for those of its level and above, as in Triton."""
     delayed = pending.delay_at is not None and pending.delay_at <= now
     service_s = max(pending.tokens * seconds_per_token, 1e-6)
@@ -91,10 +94,10 @@ def _urgency(pending: Pending, now: float, seconds_per_token: float) -> tuple[in
     return pending.ticket.level, delayed, -ratio, pending.enqueued_at
 
 
-_Taken: TypeAlias = list[tuple[Pending, NDArray[np.int64] | None]]
+_Taken: TypeAlias = list[tuple[Pending[TicketT], NDArray[np.int64] | None]]
 
 
-def _take_all(queue: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+def _take_all(queue: Sequence[Pending[TicketT]], limits: BatchLimits) -> tuple[_Taken[TicketT], bool]:
     """The whole queue, if it fits into one batch and costs no more for it than in several; else nothing."""
     rows = sum(len(pending.rows) for pending in queue)
     if rows > limits.max_rows:
@@ -111,12 +114,12 @@ def _take_all(queue: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bo
     return [(pending, None) for pending in queue], rows == limits.max_rows
 
 
-def _take_in_order(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+def _take_in_order(ordered: Sequence[Pending[TicketT]], limits: BatchLimits) -> tuple[_Taken[TicketT], bool]:
     """
     Rows in order of urgency until the budget is spent; always at least one. What does not fit into the rest is passed
     over for what does: it is among the first of the next batch.
     """
-    taken: _Taken = []
+    taken: _Taken[TicketT] = []
     rows_left, tokens_left = limits.max_rows, limits.token_budget
     for pending in ordered:
         if len(pending.rows) <= rows_left and pending.tokens <= tokens_left:
@@ -151,7 +154,7 @@ def _fitting(lengths: NDArray[np.int64], rows_left: int, tokens_left: int) -> ND
     return np.concatenate(chosen) if chosen else _NOTHING
 
 
-def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Taken, bool]:
+def _take_similar(ordered: Sequence[Pending[TicketT]], limits: BatchLimits) -> tuple[_Taken[TicketT], bool]:
     """
     The longest text of the most urgent slice, and texts of similar length beside it: first of the same slice, then of
     the others in order of urgency. A batch of up to 64 tokens costs about what one row does, so it is filled up with
@@ -163,7 +166,7 @@ def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Tak
     rows = _choose(ordered, chosen, _shortest_similar(longest), longest, max_rows)
     if rows < min(max_rows, _FREE_TOKENS // longest):
         rows = _choose(ordered, chosen, 0, longest, min(max_rows, _FREE_TOKENS // longest))
-    taken: _Taken = [
+    taken: _Taken[TicketT] = [
         (pending, None if len(chosen[number]) == len(pending.rows) else chosen[number])
         for number, pending in enumerate(ordered)
         if number in chosen
@@ -172,7 +175,11 @@ def _take_similar(ordered: Sequence[Pending], limits: BatchLimits) -> tuple[_Tak
 
 
 def _choose(
-    ordered: Sequence[Pending], chosen: dict[int, NDArray[np.int64]], shortest: int, longest: int, max_rows: int
+    ordered: Sequence[Pending[TicketT]],
+    chosen: dict[int, NDArray[np.int64]],
+    shortest: int,
+    longest: int,
+    max_rows: int,
 ) -> int:
     """Adds texts of a range of lengths to what is chosen of each slice, the longest first; returns all rows chosen."""
     rows = sum(map(len, chosen.values()))

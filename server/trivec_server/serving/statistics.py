@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class FailReason(enum.Enum):
@@ -19,6 +20,14 @@ class FailReason(enum.Enum):
     CANCELED = enum.auto()
     BACKEND = enum.auto()
     OTHER = enum.auto()
+
+
+class StageTimes(NamedTuple):
+    """How long the stages of one batch took."""
+
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +50,13 @@ class ComputeTotals:
     compute_infer: Total = Total()
     compute_output: Total = Total()
 
-    def plus(self, stages: "StageTimes") -> "ComputeTotals":
+    def plus(self, stages: StageTimes) -> "ComputeTotals":
         """One more time."""
         return ComputeTotals(
             self.compute_input.plus(stages.input_ns),
             self.compute_infer.plus(stages.infer_ns),
             self.compute_output.plus(stages.output_ns),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class StageTimes:
-    """How long the stages of one batch took."""
-
-    input_ns: int = 0
-    infer_ns: int = 0
-    output_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from trivec_server.errors import ComputeError, InvalidRequest, ResponseTooLarge,
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.request import EmbedTask
-from trivec_server.serving.ticket import Pending, Ticket
+from trivec_server.serving.ticket import EmbedTicket, Pending, Share
 from trivec_server.serving.tokenizer import Tokenizer, token_count, truncate
 from trivec_server.serving.word_cache import pack_ids
 from trivec_server.types import CLS_TOKEN_ID, EOS_TOKEN_ID, InputType, Truncation
@@ -33,20 +33,11 @@ _ID_BYTES = 8
 class _Progress:
     """A ticket and how many of its texts are tokenized."""
 
-    ticket: Ticket
+    ticket: EmbedTicket
     done: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The part of a ticket that one round tokenizes: texts `start` to `end`."""
-
-    ticket: Ticket
-    start: int
-    end: int
-
-
-class Inbox:
+class TextInbox:
     """
     Requests whose texts are not all tokenized. Not thread-safe: the batcher's lock guards it.
 
@@ -60,13 +51,13 @@ class Inbox:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, tickets: Sequence[Ticket]) -> None:
+    def add(self, tickets: Sequence[EmbedTicket]) -> None:
         """Puts requests at the end of the line."""
         self._waiting.extend(map(_Progress, tickets))
 
-    def take_round(self) -> list[Share]:
+    def take_round(self) -> list[Share[EmbedTicket]]:
         """Takes shares of waiting requests until the round is full; unfinished requests go to the end of the line."""
-        shares: list[Share] = []
+        shares: list[Share[EmbedTicket]] = []
         characters = 0
         for _ in range(len(self._waiting)):
             if characters >= _ROUND_CHARACTERS:
@@ -88,7 +79,7 @@ class Inbox:
         return shares
 
 
-class SliceMaker:
+class TextSliceMaker:
     """Tokenizes shares of requests into slices for the queue. Used by one thread at a time."""
 
     def __init__(
@@ -98,7 +89,7 @@ class SliceMaker:
         max_tokens: int,
         vocabulary_size: int,
         result_bytes: Callable[[EmbedTask, int, int], int],
-        fail: Callable[[Ticket, TrivecError], None],
+        fail: Callable[[EmbedTicket, TrivecError], None],
         metrics: ModelMetrics,
     ) -> None:
         """`result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, thread-safe."""
@@ -109,7 +100,7 @@ class SliceMaker:
         self._fail = fail
         self._metrics = metrics
 
-    def make(self, shares: Sequence[Share]) -> list[Pending]:
+    def make(self, shares: Sequence[Share[EmbedTicket]]) -> list[Pending[EmbedTicket]]:
         """The slices of one round. A request that is at fault fails alone."""
         started_at = time.monotonic()
         try:
@@ -135,7 +126,7 @@ class SliceMaker:
         self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
         return slices
 
-    def _encode(self, shares: Sequence[Share]) -> list[bytes]:
+    def _encode(self, shares: Sequence[Share[EmbedTicket]]) -> list[bytes]:
         """The packed sequences of all texts in the shares."""
         texts: list[str] = []
         kinds: list[InputType] = []
@@ -146,7 +137,7 @@ class SliceMaker:
                 kinds.extend(task.input_types_of(share.start, share.end))
         return self._tokenizer.encode(texts, kinds) if texts else []
 
-    def _slice(self, share: Share, sequences: list[bytes], now: float) -> Pending:
+    def _slice(self, share: Share[EmbedTicket], sequences: list[bytes], now: float) -> Pending[EmbedTicket]:
         """Cuts the packed sequences to length and lays them flat; notes lengths on the ticket."""
         ticket = share.ticket
         task = ticket.task
@@ -157,12 +148,12 @@ class SliceMaker:
         token_ids = np.frombuffer(b"".join(sequences), np.int64)
         ticket.lengths[share.start : share.end] = lengths
         ticket.tokens += len(token_ids)
-        ticket.tokenized_at = now
+        ticket.queued_at = now
         self._check_result_size(ticket)
         delay_at = None if ticket.delay_s is None else now + ticket.delay_s
         return Pending(ticket, token_ids, lengths, np.arange(share.start, share.end), now, delay_at)
 
-    def _truncate(self, share: Share, sequences: list[bytes], limit: int) -> None:
+    def _truncate(self, share: Share[EmbedTicket], sequences: list[bytes], limit: int) -> None:
         ticket = share.ticket
         for offset, packed in enumerate(sequences):
             count = token_count(packed)
@@ -191,7 +182,7 @@ class SliceMaker:
             raise InvalidRequest(f"{field}.ids[{at}]", f"is {largest}; must be below {self._vocabulary_size}")
         return pack_ids(ids)
 
-    def _check_result_size(self, ticket: Ticket) -> None:
+    def _check_result_size(self, ticket: EmbedTicket) -> None:
         task = ticket.task
         if task.max_result_bytes is None:
             return
@@ -202,7 +193,7 @@ class SliceMaker:
                 "fewer texts, ask for a smaller `encoding`, or use EmbedStream"
             )
 
-    def _fail_share(self, share: Share, error: BaseException) -> None:
+    def _fail_share(self, share: Share[EmbedTicket], error: BaseException) -> None:
         # The rest of the request must not be tokenized; the event loop hears of it a moment later.
         share.ticket.abandoned = True
         if not isinstance(error, TrivecError):

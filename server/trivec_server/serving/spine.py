@@ -1,0 +1,359 @@
+"""
+What every request to one model version goes through, whatever it is made of: admission, queue, engines, statistics.
+
+A request is one coroutine that waits for one future; in between it is carried as slices, and each hop between threads
+serves all requests that are ready.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic
+
+from trivec_server.errors import (
+    ComputeError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    QueueTimeout,
+    TrivecError,
+    Unavailable,
+)
+from trivec_server.metrics import ModelMetrics
+from trivec_server.serving.batch_run import BatchRunner
+from trivec_server.serving.batcher import Batch, Batcher
+from trivec_server.serving.device import Device, EngineT
+from trivec_server.serving.engine_roster import EngineCounts, EngineRoster
+from trivec_server.serving.statistics import FailReason, ModelStatistics
+from trivec_server.serving.ticket import Ticket, TicketT
+from trivec_server.settings import Limits
+from trivec_server.types import BatchingSettings, QueuePolicy, TimeoutAction
+
+_MIN_RETRY_AFTER_S = 0.05
+_MAX_RETRY_AFTER_S = 5.0
+_GATHER_S = 0.002
+_MAX_GAP_S = 4 * _GATHER_S
+_GAP_SMOOTHING = 0.05
+
+
+@dataclass(slots=True)
+class Admitted:
+    """What the requests under way add up to. Owned by the event loop."""
+
+    requests: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    held_bytes: int = 0
+
+
+class Spine(Generic[TicketT, EngineT]):
+    """Queue and engines of one version. Its methods are for the event loop; `start` and `close` end its threads."""
+
+    def __init__(
+        self,
+        *,
+        batcher: Batcher[TicketT],
+        devices: Sequence[Device[TicketT, EngineT]],
+        make_runner: Callable[[EngineT], BatchRunner[TicketT]],
+        batching: BatchingSettings,
+        limits: Limits,
+        metrics: ModelMetrics,
+        statistics: ModelStatistics,
+        on_change: Callable[[EngineCounts], None],
+    ) -> None:
+        """
+        `make_runner` is called on an engine's thread; `on_change` on the event loop, as engines die, are at work again,
+        or are given up.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._batcher = batcher
+        self._devices = devices
+        self._make_runner = make_runner
+        self._roster = EngineRoster(len(devices), metrics, on_change)
+        self._batching = batching
+        self._limits = limits
+        self._metrics = metrics
+        self._statistics = statistics
+        self.admitted = Admitted()
+        self._tickets: set[TicketT] = set()
+        self._closing = False
+        self._discarding = False
+        self._outgoing: list[TicketT] = []
+        self._last_arrival = 0.0
+        self._mean_gap_s = _MAX_GAP_S
+        self._use = _Use()
+        metrics.token_budget.set(batcher.token_budget)
+        metrics.pending_requests.set_function(lambda: self.admitted.requests)
+        metrics.queued_tokens.set_function(lambda: batcher.queued_tokens)
+
+    def start(self) -> None:
+        """Starts the batcher's thread and lets the devices pull batches."""
+        self._batcher.start()
+        for device in self._devices:
+            device.serve(self._batcher, self)
+
+    async def close(self) -> None:
+        """Waits until nobody uses the version, refuses new requests, ends the threads and closes the engines."""
+        await self._use.over()
+        self._closing = True
+        self._flush()
+        await asyncio.to_thread(self._batcher.close)
+        for device in self._devices:
+            await asyncio.to_thread(device.join)
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """While it lasts, the version is not closed: for whoever has resolved it and is not done with it."""
+        return self._use
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that this spine lives on."""
+        return self._loop
+
+    def make_runner(self, engine: EngineT) -> BatchRunner[TicketT]:
+        """What runs batches on an engine. Called on that engine's thread."""
+        return self._make_runner(engine)
+
+    def device_lost(self, name: str) -> None:
+        """An engine has died and is being built anew. What it had begun is computed again; new requests wait."""
+        self._roster.lost(name)
+
+    def device_restored(self, name: str) -> None:
+        """An engine is at work again."""
+        self._metrics.engine_restarts.inc()
+        self._roster.restored(name)
+
+    def device_failed(self, name: str, reason: str) -> None:
+        """An engine is gone for good. With the last one, all requests are refused, those under way too."""
+        self._roster.failed(name, reason)
+        if self._roster.all_failed:
+            self._closing = True
+            for ticket in list(self._tickets):
+                _fail(ticket, Unavailable("the engine of this model has failed; send the request to another server"))
+
+    def take_over(self, batches: Iterable[Batch[TicketT]]) -> bool:
+        """Puts a dead engine's batches back into the queue if others serve it. Called on that engine's thread."""
+        if self._closing or not self._roster.has_others:
+            return False
+        self._batcher.give_back([pending for batch in batches for pending in batch.slices])
+        return True
+
+    def level_of(self, priority: int) -> int:
+        """
+        The queue's level for a request's priority, 0 being the model's default.
+
+        Raises:
+            InvalidRequest: there is no such level.
+        """
+        levels = max(1, self._batching.priority_levels)
+        if priority > levels:
+            raise InvalidRequest("priority", f"is {priority}; this model has levels 1 to {levels}")
+        return priority or self._batching.default_priority_level or 1
+
+    async def run(
+        self, ticket: TicketT, *, held_bytes: int, timeout_us: int = 0, is_continuation: bool = False
+    ) -> None:
+        """
+        Queues the ticket and waits until its results are in. Cancelling it drops what is not computed yet and disturbs
+        no other request.
+
+        Args:
+            ticket: A new request.
+            held_bytes: About what its results take in memory.
+            timeout_us: The request's own timeout, 0: none; counts where the model's queue policy allows it.
+            is_continuation: A further portion of a request that was admitted: not refused for load.
+
+        Raises:
+            Overloaded: a limit on queued work is reached.
+            QueueTimeout: the queue's timeout passed.
+            DeadlineExceeded: the ticket's deadline passed.
+            Unavailable: the model is being unloaded.
+            TrivecError: what the stages failed the ticket with.
+        """
+        try:
+            await self._run(ticket, held_bytes, timeout_us, is_continuation)
+        except BaseException as error:
+            self._statistics.request_failed(_fail_reason(error), _elapsed_ns(ticket))
+            raise
+        self._metrics.queue_duration_s.observe(ticket.queue_s)
+        self._statistics.request_succeeded(ticket.rows, _elapsed_ns(ticket), round(ticket.queue_s * 1e9), ticket.stages)
+
+    def refuse(self, reason: str) -> None:
+        """
+        Refuses a request for load.
+
+        Raises:
+            Overloaded: always, with the time after which to try again.
+        """
+        self._metrics.rejected_requests.inc()
+        retry_after_s = min(max(self._batcher.backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+        raise Overloaded(f"overloaded: {reason}; send the request again later", retry_after_s=retry_after_s)
+
+    def fail_from_thread(self, ticket: TicketT, error: TrivecError) -> None:
+        """Ends a request with an error; for any thread."""
+        self._loop.call_soon_threadsafe(_fail, ticket, error)
+
+    async def _run(self, ticket: TicketT, held_bytes: int, timeout_us: int, is_continuation: bool) -> None:
+        policy = self._batching.priority_queue_policies.get(ticket.level, self._batching.queue_policy)
+        if self._closing:
+            raise Unavailable("the model is being unloaded; send the request again")
+        if not is_continuation:
+            self._check_admission(ticket, held_bytes, policy)
+        timeout_us = _effective_timeout_us(policy, timeout_us)
+        if timeout_us and policy.timeout_action is TimeoutAction.DELAY:
+            ticket.delay_s = timeout_us / 1e6
+            timeout_us = 0
+        self._enter(ticket, held_bytes)
+        try:
+            self._send(ticket)
+            if ticket.deadline is None and not timeout_us:
+                await ticket.future
+            else:
+                await self._outcome(ticket, timeout_us)
+        finally:
+            self._leave(ticket, held_bytes)
+
+    def _check_admission(self, ticket: TicketT, held_bytes: int, policy: QueuePolicy) -> None:
+        admitted, limits = self.admitted, self._limits
+        if admitted.requests:
+            if admitted.rows + ticket.rows > limits.max_queued_texts:
+                self.refuse(f"{admitted.rows} texts are under way; the limit is {limits.max_queued_texts}")
+            if admitted.size_bytes + ticket.size_bytes > limits.max_queued_bytes:
+                self.refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
+            if admitted.held_bytes + held_bytes > limits.max_held_bytes:
+                self.refuse(
+                    f"results of {admitted.held_bytes:,} bytes are held; the limit is {limits.max_held_bytes:,}"
+                )
+            if self._batcher.queued_tokens >= limits.max_queued_tokens:
+                self.refuse(f"{self._batcher.queued_tokens:,} tokens wait; the limit is {limits.max_queued_tokens:,}")
+        if policy.max_queue_size:
+            waiting = sum(1 for other in self._tickets if other.level == ticket.level and not other.started)
+            if waiting >= policy.max_queue_size:
+                self.refuse(f"{waiting} requests wait; the model's max_queue_size is {policy.max_queue_size}")
+
+    async def _outcome(self, ticket: TicketT, timeout_us: int) -> None:
+        """Waits until the ticket is done. The queue's timeout and the deadline end the wait on their own."""
+        timer = self._loop.call_later(timeout_us / 1e6, _expire, ticket, timeout_us) if timeout_us else None
+        try:
+            if ticket.deadline is None:
+                await ticket.future
+            else:
+                async with asyncio.timeout_at(ticket.deadline):
+                    await ticket.future
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the request was done") from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _send(self, ticket: TicketT) -> None:
+        """
+        Hands the ticket to the batcher. While requests arrive by the hundreds a second, it waits 2 ms for the next
+        ones, because each hop between threads costs more than all else that is done for a short text.
+        """
+        self._outgoing.append(ticket)
+        gap_s = min(ticket.admitted_at - self._last_arrival, _MAX_GAP_S)
+        self._last_arrival = ticket.admitted_at
+        self._mean_gap_s += _GAP_SMOOTHING * (gap_s - self._mean_gap_s)
+        if len(self._outgoing) == 1:
+            if self._mean_gap_s < _GATHER_S:
+                self._loop.call_later(_GATHER_S, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._outgoing:
+            self._batcher.submit(self._outgoing)
+            self._outgoing = []
+
+    def _enter(self, ticket: TicketT, held_bytes: int) -> None:
+        self._tickets.add(ticket)
+        self.admitted.requests += 1
+        self.admitted.rows += ticket.rows
+        self.admitted.size_bytes += ticket.size_bytes
+        self.admitted.held_bytes += held_bytes
+
+    def _leave(self, ticket: TicketT, held_bytes: int) -> None:
+        """Undoes `_enter`; work that is left of a request which did not succeed is dropped at once."""
+        self._tickets.discard(ticket)
+        self.admitted.requests -= 1
+        self.admitted.rows -= ticket.rows
+        self.admitted.size_bytes -= ticket.size_bytes
+        self.admitted.held_bytes -= held_bytes
+        if not ticket.is_complete:
+            ticket.abandoned = True
+            self._discard_soon()
+            if not ticket.started and _has_nobody_waiting(ticket.future):
+                self._metrics.dropped_requests.inc()
+
+    def _discard_soon(self) -> None:
+        """Takes abandoned work out of the queue, once for all requests that end in this turn of the event loop."""
+        if not self._discarding:
+            self._discarding = True
+            self._loop.call_soon(self._discard)
+
+    def _discard(self) -> None:
+        self._discarding = False
+        self._batcher.discard_abandoned()
+
+
+class _Use(AbstractContextManager[None]):
+    """Counts those who use a version. One object for all of them: entering it makes nothing new."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._users += 1
+        self._idle.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._idle.set()
+
+    async def over(self) -> None:
+        """Waits until nobody uses the version."""
+        await self._idle.wait()
+
+
+def _effective_timeout_us(policy: QueuePolicy, asked_us: int) -> int:
+    """A request may shorten its wait, where the policy allows it; unlike in Triton also where there is no default."""
+    if not (policy.allow_timeout_override and asked_us):
+        return policy.timeout_us
+    return min(asked_us, policy.timeout_us or asked_us)
+
+
+def _elapsed_ns(ticket: Ticket) -> int:
+    return round((time.monotonic() - ticket.admitted_at) * 1e9)
+
+
+def _fail_reason(error: BaseException) -> FailReason:
+    if isinstance(error, Overloaded | QueueTimeout):
+        return FailReason.REJECTED
+    if isinstance(error, asyncio.CancelledError | DeadlineExceeded):
+        return FailReason.CANCELED
+    return FailReason.BACKEND if isinstance(error, ComputeError) else FailReason.OTHER
+
+
+def _has_nobody_waiting(future: "asyncio.Future[None]") -> bool:
+    """Whether a future ended by cancellation, deadline or timeout, and not by a fault."""
+    return not future.done() or future.cancelled() or isinstance(future.exception(), DeadlineExceeded)
+
+
+def _fail(ticket: Ticket, error: TrivecError) -> None:
+    if not ticket.future.done():
+        ticket.future.set_exception(error)
+
+
+def _expire(ticket: Ticket, timeout_us: int) -> None:
+    """The queue's timeout: concerns only a request of which nothing has been computed."""
+    if not ticket.started:
+        _fail(ticket, QueueTimeout(f"waited longer than the queue's timeout of {timeout_us} us"))
