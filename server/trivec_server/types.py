@@ -84,11 +84,14 @@ class BatchingSettings:
     """
     How requests are gathered into batches.
 
-    `max_batch_size` counts texts, `preferred_batch_sizes` too (ascending, each at most `max_batch_size`).
-    `priority_levels` 0 means one level; level 1 is served first. `token_budget` None: the engine's own.
+    `max_batch_size` counts texts, or rows of tensors, `preferred_batch_sizes` too (ascending, each at most
+    `max_batch_size`); 0: a model of tensors without a batch dimension, whose requests run as they are. Without
+    `joins_requests` each request is a batch by itself. `priority_levels` 0 means one level; level 1 is served first.
+    `token_budget` None: the engine's own.
     """
 
     max_batch_size: int = 64
+    joins_requests: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
     priority_levels: int = 0
@@ -105,8 +108,9 @@ class TensorSpec:
 
     `datatype` is KServe's name: BOOL, UINT8 to UINT64, INT8 to INT64, FP16, FP32, FP64, BF16 or BYTES. `shape` leaves
     the batch dimension out; -1 varies. `reshape`: the shape that the model itself takes or gives, where it is another
-    one. `optional`: a request may leave the input out. `allow_ragged`: requests whose shapes differ are padded with
-    zeros (BYTES: with empty elements) to run together.
+    one, of as many elements between any two dimensions that vary; () for a scalar, where `shape` has one element.
+    `optional`: a request may leave the input out. `allow_ragged`: requests whose shapes differ are padded with zeros
+    (BYTES: with empty elements) to run together.
     """
 
     name: str
@@ -117,16 +121,50 @@ class TensorSpec:
     allow_ragged: bool = False
 
 
+class WarmupData(enum.Enum):
+    """What a warm-up fills a tensor with: zeros (BYTES: empty elements), random numbers, or what a file holds."""
+
+    ZERO = enum.auto()
+    RANDOM = enum.auto()
+    FILE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupTensor:
+    """
+    One input of a warm-up: one row of `shape`, repeated for all rows. `filename` is that of a file in the model's
+    directory `warmup`, for `WarmupData.FILE`, which holds the row as raw tensor contents.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: WarmupData = WarmupData.ZERO
+    filename: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorWarmup:
+    """A batch to run before a model that takes tensors is ready: `count` times `batch_size` rows."""
+
+    name: str
+    inputs: tuple[WarmupTensor, ...]
+    batch_size: int = 1
+    count: int = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSettings:
     """
     What `config.pbtxt` says of a model that takes tensors. Empty `inputs` or `outputs`: those of the model's file.
-    `model_filename` is the file in the version's directory.
+    `model_filename` is the file's path in the version's directory. `parameters` are all keys of the file, as they are.
     """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     model_filename: str = "model.onnx"
+    warmups: tuple[TensorWarmup, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class InstanceKind(enum.Enum):
@@ -173,7 +211,8 @@ class ModelSettings:
     speak they must agree (`pooling`, `precision`, dimensions) or the manifest's is the upper bound (`max_tokens`).
     `declared_modes` are the outputs that the file declares: the model must have each of them. `accelerator` is the
     execution accelerator on GPUs. `worker_process`: whether each engine instance has a process of its own; None: on
-    GPUs only.
+    GPUs only. `response_cache`: results are kept for requests that are the same. `tensors`: None for an embedding
+    model; of a model that takes tensors, what concerns embeddings keeps its default.
     """
 
     name: str
@@ -195,4 +234,6 @@ class ModelSettings:
     accelerator: str | None = None
     device_memory_mb: int | None = None
     worker_process: bool | None = None
+    response_cache: bool = False
+    tensors: TensorSettings | None = None
     warnings: tuple[str, ...] = ()
