@@ -108,7 +108,10 @@ def _constant(name: str, value: "np.ndarray[tuple[int, ...], np.dtype[np.generic
 
 
 def _times_version(version: int) -> list[NodeProto]:
-    return [_constant("factor", np.array(version, np.int32)), helper.make_node("Mul", ["INPUT0", "factor"], ["OUTPUT0"])]
+    return [
+        _constant("factor", np.array(version, np.int32)),
+        helper.make_node("Mul", ["INPUT0", "factor"], ["OUTPUT0"]),
+    ]
 
 
 def _pick(_: int) -> list[NodeProto]:

@@ -55,9 +55,7 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             tensors = request.inputs()
-            arrays = [
-                tensor.as_numpy() for tensor in sorted(tensors, key=lambda tensor: str(tensor.name().zfill(9)))
-            ]
+            arrays = [tensor.as_numpy() for tensor in sorted(tensors, key=lambda tensor: str(tensor.name().zfill(9)))]
             try:
                 computed = self._compute(arrays, self._version)
             except IndexError as error:

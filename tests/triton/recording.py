@@ -22,6 +22,7 @@ SHOWN_VALUES = 32
 """A tensor with more values is told by its digest."""
 
 _ADDRESS = re.compile(r"(ipv4:)?127\.0\.0\.1:\d+")
+_FOLDER = re.compile(r"(?<![\w.'])/[\w./-]+/(?=[\w.-])")
 
 
 class Session:
@@ -77,15 +78,16 @@ def outcome(call: Callable[[], Any]) -> dict[str, Any]:
 def failure(error: Exception) -> dict[str, Any]:
     """`code` is a gRPC status, LOCAL for what the client itself found, STREAM for an error in a stream's message."""
     if isinstance(error, grpc.RpcError):
-        return {"code": error.code().name, "message": _normalised(error.details())}  # type: ignore[attr-defined]
+        return {"code": error.code().name, "message": normalised(error.details())}  # type: ignore[attr-defined]
     assert isinstance(error, InferenceServerException), error
     status = error.status()
     code = status.removeprefix("StatusCode.") if status else "LOCAL"
-    return {"code": code, "message": _normalised(error.message())}
+    return {"code": code, "message": normalised(error.message())}
 
 
-def _normalised(message: str) -> str:
-    return _ADDRESS.sub("ADDRESS", message)
+def normalised(message: str) -> str:
+    """Without what differs from run to run: addresses and folders."""
+    return _FOLDER.sub("FOLDER/", _ADDRESS.sub("ADDRESS", message))
 
 
 def response(message: pb.ModelInferResponse) -> dict[str, Any]:

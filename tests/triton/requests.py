@@ -77,9 +77,7 @@ def message(
     **fields: Any,
 ) -> pb.ModelInferRequest:
     """A request as it is. `given`: its parameters; `fields`: model_version and id."""
-    made = pb.ModelInferRequest(
-        model_name=model, inputs=inputs, outputs=outputs, raw_input_contents=raw, **fields
-    )
+    made = pb.ModelInferRequest(model_name=model, inputs=inputs, outputs=outputs, raw_input_contents=raw, **fields)
     for key, value in (given or {}).items():
         made.parameters[key].CopyFrom(parameter(value))
     return made
