@@ -91,8 +91,8 @@ class BatchRunner(ABC, Generic[TicketT]):
         self._free_since = 0.0
 
     @abstractmethod
-    def _start(self, batch: Batch[TicketT]) -> Running:
-        """Begins a batch on the engine. Raises as the engine does."""
+    def _start(self, batch: Batch[TicketT]) -> Begun[TicketT]:
+        """Lays a batch's inputs out and begins it on the engine. Raises as the engine does."""
 
     @abstractmethod
     def _distribute(self, batch: Batch[TicketT], output: Any, times: BatchTimes) -> Distributed:
@@ -113,13 +113,12 @@ class BatchRunner(ABC, Generic[TicketT]):
         Raises:
             EngineLost: the engine must be built anew; the batch is not computed.
         """
-        begun_at = time.monotonic()
         try:
-            return Begun(batch, self._start(batch), begun_at)
+            return self._start(batch)
         except EngineLost:
             raise
         except Exception as error:  # noqa: BLE001 - `finish` raises it
-            return Begun(batch, _Faulty(error), begun_at)
+            return Begun(batch, _Faulty(error), time.monotonic())
 
     def finish(self, begun: Begun[TicketT]) -> Sequence[Batch[TicketT]]:
         """

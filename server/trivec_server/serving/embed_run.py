@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from trivec_server.backends.interface import Engine, EngineOutput, LexicalRows, 
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
-from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Distributed, Running
+from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import lexical_weights
@@ -56,10 +57,12 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
         self._engine = engine
         self.depth = 2 if isinstance(engine, OverlappingEngine) else 1
 
-    def _start(self, batch: Batch[EmbedTicket]) -> Running:
+    def _start(self, batch: Batch[EmbedTicket]) -> Begun[EmbedTicket]:
+        begun_at = time.monotonic()
         if not isinstance(self._engine, OverlappingEngine):
-            return _AtOnce(self._engine, batch)
-        return self._engine.submit(batch.tokens, modes_of(batch), half=_wants_half(batch))
+            return Begun(batch, _AtOnce(self._engine, batch), begun_at)
+        running = self._engine.submit(batch.tokens, modes_of(batch), half=_wants_half(batch))
+        return Begun(batch, running, begun_at)
 
     def _distribute(self, batch: Batch[EmbedTicket], output: EngineOutput, times: BatchTimes) -> Distributed:
         bad_rows = _non_finite_rows(batch.tokens, output) if output.non_finite_rows is None else output.non_finite_rows

@@ -31,7 +31,8 @@ class BatchLimits:
     """
     What bounds a batch. `hidden_size` weighs the attention term: per token and layer an encoder does 24 H^2 of linear
     work and 4 H L of attention, so a row of L tokens costs L (1 + L / 6H). `preferred_rows`: a batch of so many rows
-    waits no longer.
+    waits no longer. `splits`: a request may run in several batches; otherwise one with more rows than `max_rows` runs in
+    a batch of its own.
     """
 
     token_budget: int
@@ -40,6 +41,7 @@ class BatchLimits:
     max_delay_s: float
     pads: bool
     hidden_size: int
+    splits: bool = True
 
     def row_cost(self, longest: int) -> float:
         """The cost of one row in a batch whose longest row has this many tokens, in tokens."""
@@ -126,6 +128,9 @@ def _take_in_order(ordered: Sequence[Pending[TicketT]], limits: BatchLimits) -> 
             taken.append((pending, None))
             rows_left -= len(pending.rows)
             tokens_left -= pending.tokens
+        elif not limits.splits:
+            if not taken:
+                return [(pending, None)], True
         else:
             chosen = _fitting(pending.lengths, rows_left, tokens_left)
             if not len(chosen) and not taken:
@@ -134,7 +139,7 @@ def _take_in_order(ordered: Sequence[Pending[TicketT]], limits: BatchLimits) -> 
                 taken.append((pending, chosen))
                 rows_left -= len(chosen)
                 tokens_left -= int(pending.lengths[chosen].sum())
-        if rows_left <= 0 or tokens_left < _SHORTEST_TEXT:
+        if rows_left <= 0 or tokens_left < (_SHORTEST_TEXT if limits.splits else 1):
             return taken, True
     return taken, any(chosen is not None for _, chosen in taken) or len(taken) < len(ordered)
 
