@@ -12,6 +12,7 @@ ARGS ?=
 
 REPOSITORY := model_repository
 MINI := $(REPOSITORY)/m3-mini/1/manifest.json
+PERF_ANALYZER := .venv-tritonclient/perf_analyzer/perf_analyzer
 
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 INSTALL := .venv/bin/python $(PIP_INSTALL) -c constraints.txt
@@ -30,7 +31,7 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: test
-test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
+test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) $(MINI) ## Run the tests. No torch, no model from the hub.
 	.venv/bin/python -m pytest -m "not torch" $(ARGS)
 
 .PHONY: test-torch
@@ -77,7 +78,7 @@ bench-gpu: ## Measure the engines on a GPU, with the packages of $(PYTHON); no n
 	PYTHONPATH=server:clients/python:protos/python:. $(PYTHON) -m benchmarks.engines.gpu $(ARGS)
 
 .PHONY: bench-triton
-bench-triton: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(MINI) ## Measure KServe v2 against a real Triton and MLServer.
+bench-triton: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) $(MINI) ## Measure KServe v2 against a real Triton and MLServer.
 	.venv/bin/python -m benchmarks.triton $(ARGS)
 
 .PHONY: accuracy
@@ -150,6 +151,11 @@ $(MINI): | .venv/.serve
 .venv-tritonclient/.ready: constraints-tritonclient.txt .venv-tritonclient/bin/python
 	@tools/make_venv.sh $(PYTHON) .venv-tritonclient
 	@.venv-tritonclient/bin/python $(PIP_INSTALL) --no-deps -r constraints-tritonclient.txt
+	@touch $@
+
+$(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
+	@echo "Installing perf_analyzer into .venv-tritonclient."
+	@tools/install_perf_analyzer.sh .venv-tritonclient/bin/python $(@D)
 	@touch $@
 
 # Also when the Python that an environment was made with is gone.
