@@ -53,7 +53,9 @@ def figures(printed: str, name: str) -> list[float]:
     return [float(figure) for figure in re.findall(rf"{name}: ([\d.]+)", printed)]
 
 
-@pytest.mark.parametrize("flags", [(), ("--async",), ("--streaming",), ("-b", "3")], ids=["sync", "async", "stream", "rows"])
+@pytest.mark.parametrize(
+    "flags", [(), ("--async",), ("--streaming",), ("-b", "3")], ids=["sync", "async", "stream", "rows"]
+)
 def test_it_measures_a_throughput_and_reads_the_statistics(
     server: ServingProcess, texts: Path, flags: tuple[str, ...]
 ) -> None:
