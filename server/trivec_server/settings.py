@@ -32,6 +32,23 @@ class Limits:
     max_stream_result_bytes: int = 64 * MIB
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """
+    Where embeddings are kept for models with `response_cache`: in this process, up to `size_bytes`, or in a Redis
+    server, for `ttl_s` seconds.
+    """
+
+    kind: str = "local"
+    size_bytes: int = 128 * MIB
+    host: str = "127.0.0.1"
+    port: int = 6379
+    database: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ttl_s: int = 24 * 3600
+
+
 class ControlMode(enum.Enum):
     """Who decides which models are loaded: the start alone, the repository's directories, or calls (as in Triton)."""
 
@@ -53,6 +70,7 @@ class ServeSettings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = 8002
     limits: Limits = field(default_factory=Limits)
+    cache: CacheSettings = CacheSettings()
     drain_pause_s: float = 2.0
     drain_grace_s: float = 30.0
     keepalive_time_s: float = 120.0

@@ -5,17 +5,28 @@ import math
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trivec_server.backends.interface import Engine, EngineOutput, LexicalRows, OverlappingEngine, TokenBatch, Vectors
+from trivec_server.backends.interface import (
+    Engine,
+    EngineOutput,
+    LexicalRows,
+    OverlappingEngine,
+    RunningBatch,
+    TokenBatch,
+    Vectors,
+)
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
 from trivec_server.serving.batcher import Batch, Batcher
+from trivec_server.serving.cache.model_cache import ModelCache, own_memory
+from trivec_server.serving.cache.repeats import Repeats, find_repeats
+from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.serving.request import SparseRow, VectorEncoding
@@ -36,10 +47,23 @@ class _AtOnce:
     """A batch on an engine that computes one at a time: it is computed when its result is asked for."""
 
     engine: Engine
-    batch: Batch[EmbedTicket]
+    tokens: TokenBatch
+    modes: Mode
+    half: bool
 
     def result(self) -> EngineOutput:
-        return self.engine.run(self.batch.tokens, modes_of(self.batch), half=_wants_half(self.batch))
+        return self.engine.run(self.tokens, self.modes, half=self.half)
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeated:
+    """A batch of which only the distinct texts are computed."""
+
+    running: RunningBatch
+    repeats: Repeats
+
+    def result(self) -> EngineOutput:
+        return self.repeats.expand(self.running.result())
 
 
 class EmbedRunner(BatchRunner[EmbedTicket]):
@@ -52,17 +76,26 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
         metrics: ModelMetrics,
         statistics: ModelStatistics,
         loop: asyncio.AbstractEventLoop,
+        cache: ModelCache | None = None,
     ) -> None:
         super().__init__(batcher, metrics, statistics, loop)
         self._engine = engine
+        self._cache = cache
         self.depth = 2 if isinstance(engine, OverlappingEngine) else 1
 
     def _start(self, batch: Batch[EmbedTicket]) -> Begun[EmbedTicket]:
+        tokens = batch.tokens
+        repeats = None if self._cache is None else find_repeats(batch)
+        if repeats is not None:
+            tokens = repeats.tokens
         begun_at = time.monotonic()
-        if not isinstance(self._engine, OverlappingEngine):
-            return Begun(batch, _AtOnce(self._engine, batch), begun_at)
-        running = self._engine.submit(batch.tokens, modes_of(batch), half=_wants_half(batch))
-        return Begun(batch, running, begun_at)
+        modes, half = modes_of(batch), _wants_half(batch)
+        running: RunningBatch
+        if isinstance(self._engine, OverlappingEngine):
+            running = self._engine.submit(tokens, modes, half=half)
+        else:
+            running = _AtOnce(self._engine, tokens, modes, half)
+        return Begun(batch, running if repeats is None else _Repeated(running, repeats), begun_at)
 
     def _distribute(self, batch: Batch[EmbedTicket], output: EngineOutput, times: BatchTimes) -> Distributed:
         bad_rows = _non_finite_rows(batch.tokens, output) if output.non_finite_rows is None else output.non_finite_rows
@@ -81,16 +114,17 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
             else:
                 ticket.record_batch(batch.started_at, times.stages(batch))
                 modes = ticket.task.modes
-                is_complete = ticket.complete_rows(
-                    pending.rows,
+                parts = _Parts(
                     _own_rows(output.dense, start, end) if Mode.DENSE in modes else None,
                     sparse[start:end] if sparse is not None and Mode.SPARSE in modes else None,
                     list(output.multi_vector[start:end])
                     if output.multi_vector is not None and Mode.MULTI_VECTOR in modes
                     else None,
                 )
-                if is_complete:
+                if ticket.complete_rows(pending.rows, *parts):
                     finished.append(ticket)
+                if self._cache is not None:
+                    self._cache.keep(_cached_rows(pending, parts, self._cache))
             start = end
         return Distributed(finished, failed)
 
@@ -132,6 +166,32 @@ def modes_of(batch: Batch[EmbedTicket]) -> Mode:
 def _wants_half(batch: Batch[EmbedTicket]) -> bool:
     """Whether every request of a batch wants float16."""
     return all(pending.ticket.task.encoding is VectorEncoding.FLOAT16 for pending in batch.slices)
+
+
+class _Parts(NamedTuple):
+    """The results of a slice: `dense` [R, D], and R entries of each other part."""
+
+    dense: Vectors | None
+    sparse: list[SparseRow] | None
+    multi_vector: list[Vectors] | None
+
+
+def _cached_rows(pending: Pending[EmbedTicket], parts: _Parts, cache: ModelCache) -> list[tuple[bytes, CachedRow]]:
+    """A slice's results for the cache, with memory of their own."""
+    dense, sparse, multi_vector = parts
+    return [
+        (
+            cache.key(pending.ticket.task, ids),
+            own_memory(
+                CachedRow(
+                    None if dense is None else dense[row],
+                    None if sparse is None else sparse[row],
+                    None if multi_vector is None else multi_vector[row],
+                )
+            ),
+        )
+        for row, ids in enumerate(pending.sequences())
+    ]
 
 
 def _own_rows(rows: Vectors | None, start: int, end: int) -> Vectors | None:

@@ -12,7 +12,9 @@ from trivec_server.backends.interface import Engine, EngineInfo
 from trivec_server.errors import InvalidRequest, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
+from trivec_server.serving.batch_run import deliver
 from trivec_server.serving.batcher import Batcher
+from trivec_server.serving.cache.model_cache import ModelCache
 from trivec_server.serving.device import Device
 from trivec_server.serving.embed_run import EmbedRunner
 from trivec_server.serving.encode import bytes_per_row
@@ -49,6 +51,7 @@ class Pipeline:
         limits: Limits,
         metrics: ModelMetrics,
         statistics: ModelStatistics | None = None,
+        cache: ModelCache | None = None,
         on_change: Callable[[EngineCounts], None] = lambda _: None,
     ) -> None:
         """`on_change` is called on the event loop as engines die, are at work again, or are given up."""
@@ -66,12 +69,14 @@ class Pipeline:
             result_bytes=self.result_bytes,
             fail=self._fail_from_thread,
             metrics=metrics,
+            cache=cache,
+            finish=lambda tickets: deliver(loop, tickets, ()),
         )
         batcher = Batcher(name, _batch_limits(batching, info), TextInbox(), slice_maker)
         self._spine = Spine(
             batcher=batcher,
             devices=devices,
-            make_runner=lambda engine: EmbedRunner(engine, batcher, metrics, self.statistics, loop),
+            make_runner=lambda engine: EmbedRunner(engine, batcher, metrics, self.statistics, loop, cache),
             batching=batching,
             limits=limits,
             metrics=metrics,

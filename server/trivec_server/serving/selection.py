@@ -31,8 +31,7 @@ class BatchLimits:
     """
     What bounds a batch. `hidden_size` weighs the attention term: per token and layer an encoder does 24 H^2 of linear
     work and 4 H L of attention, so a row of L tokens costs L (1 + L / 6H). `preferred_rows`: a batch of so many rows
-    waits no longer. `splits`: a request may run in several batches; otherwise one with more rows than `max_rows` runs in
-    a batch of its own.
+    waits no longer. `splits`: a request may run in several batches; otherwise one that is too large runs alone.
     """
 
     token_budget: int

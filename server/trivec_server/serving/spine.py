@@ -179,7 +179,10 @@ class Spine(Generic[TicketT, EngineT]):
             self._statistics.request_failed(_fail_reason(error), _elapsed_ns(ticket))
             raise
         self._metrics.queue_duration_s.observe(ticket.queue_s)
-        self._statistics.request_succeeded(ticket.rows, _elapsed_ns(ticket), round(ticket.queue_s * 1e9), ticket.stages)
+        computed = ticket.rows - ticket.cached_rows
+        self._statistics.request_succeeded(
+            computed, _elapsed_ns(ticket), round(ticket.queue_s * 1e9), ticket.stages if computed else None
+        )
 
     def refuse(self, reason: str) -> None:
         """

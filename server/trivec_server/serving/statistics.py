@@ -62,9 +62,9 @@ class ComputeTotals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsSnapshot:
     """
-    Everything counted so far. `inference_count` counts rows of requests that succeeded, `execution_count` batches,
-    `batches` them by their rows. `last_inference_ms` is in milliseconds since 1970, 0: never. `failures` holds every
-    reason.
+    Everything counted so far. `inference_count` counts the computed rows of requests that succeeded, `execution_count`
+    batches, `batches` them by their rows. `last_inference_ms` is in milliseconds since 1970, 0: never. `failures` holds
+    every reason.
     """
 
     last_inference_ms: int = 0
@@ -95,14 +95,18 @@ class ModelStatistics:
         self._cache_miss = Total()
         self._batches: dict[int, ComputeTotals] = {}
 
-    def request_succeeded(self, rows: int, total_ns: int, queue_ns: int, stages: StageTimes) -> None:
-        """A request has its result: `total_ns` after it was admitted, of which `queue_ns` waiting."""
+    def request_succeeded(self, rows: int, total_ns: int, queue_ns: int, stages: StageTimes | None) -> None:
+        """
+        A request has its result: `total_ns` after it was admitted, of which `queue_ns` waiting. `rows` were computed;
+        `stages` None: none was, all came from the response cache.
+        """
         with self._lock:
             self._last_inference_ms = time.time_ns() // 1_000_000
             self._inference_count += rows
             self._success = self._success.plus(total_ns)
             self._queue = self._queue.plus(queue_ns)
-            self._compute = self._compute.plus(stages)
+            if stages is not None:
+                self._compute = self._compute.plus(stages)
 
     def request_failed(self, reason: FailReason, total_ns: int) -> None:
         """A request ended without a result."""

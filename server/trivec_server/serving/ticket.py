@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivec_server.backends.interface import Vectors
+from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.request import EmbedResult, EmbedTask, SparseRow, Timings
 from trivec_server.serving.statistics import StageTimes
 from trivec_server.types import Mode
@@ -23,7 +24,8 @@ class Ticket:
     One admitted request, whatever it is made of.
 
     The event loop makes it and awaits `future`. `abandoned` is set when nobody awaits the result any more: every stage
-    drops an abandoned ticket's work when it meets it. `rows` is what a batch counts: texts, or a tensor's rows.
+    drops an abandoned ticket's work when it meets it. `rows` is what a batch counts: texts, or a tensor's rows;
+    `cached_rows` of them need not be computed.
     Instants are of `time.monotonic`.
     """
 
@@ -34,6 +36,7 @@ class Ticket:
         "_stages",
         "abandoned",
         "admitted_at",
+        "cached_rows",
         "deadline",
         "delay_s",
         "future",
@@ -66,6 +69,7 @@ class Ticket:
         self.delay_s: float | None = None
         self.admitted_at = time.monotonic()
         self.queued_at = 0.0
+        self.cached_rows = 0
         self._lock = threading.Lock()
         self._queue_s = 0.0
         self._stages = _NO_STAGES
@@ -154,6 +158,14 @@ class EmbedTicket(Ticket):
             self._dense = np.empty((self.rows, dense.shape[1]), dense.dtype)
         self._dense[rows] = dense
 
+    def complete_cached(self, rows: NDArray[np.int64], cached: Sequence[CachedRow]) -> bool:
+        """Takes in rows that need not be computed. True if they were the last ones."""
+        self.cached_rows += len(rows)
+        dense = [row.dense for row in cached if row.dense is not None]
+        sparse = [row.sparse for row in cached if row.sparse is not None]
+        multi_vector = [row.multi_vector for row in cached if row.multi_vector is not None]
+        return self.complete_rows(rows, np.stack(dense) if dense else None, sparse or None, multi_vector or None)
+
     def result(self) -> EmbedResult:
         """The whole result. Only after `complete_rows` said that the last rows are in."""
         return EmbedResult(
@@ -205,6 +217,14 @@ class Pending(Generic[TicketT]):
 
     def __post_init__(self) -> None:
         self.tokens = len(self.token_ids)
+
+    def sequences(self) -> list[bytes]:
+        """Each text's token ids, as the bytes of int64."""
+        ends = np.cumsum(self.lengths).tolist()
+        return [
+            self.token_ids[end - length : end].tobytes()
+            for end, length in zip(ends, self.lengths.tolist(), strict=True)
+        ]
 
     def split(self, chosen: NDArray[np.int64]) -> tuple["Pending[TicketT]", "Pending[TicketT] | None"]:
         """The slice of the chosen indices [K], ascending, and the slice of the others (None if all were chosen)."""

@@ -17,6 +17,7 @@ import numpy as np
 from trivec_server.errors import ComputeError, InvalidRequest, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
+from trivec_server.serving.cache.model_cache import ModelCache
 from trivec_server.serving.request import EmbedTask
 from trivec_server.serving.ticket import EmbedTicket, Pending, Share
 from trivec_server.serving.tokenizer import Tokenizer, token_count, truncate
@@ -91,14 +92,21 @@ class TextSliceMaker:
         result_bytes: Callable[[EmbedTask, int, int], int],
         fail: Callable[[EmbedTicket, TrivecError], None],
         metrics: ModelMetrics,
+        cache: ModelCache | None = None,
+        finish: Callable[[Sequence[EmbedTicket]], None] = lambda _: None,
     ) -> None:
-        """`result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, thread-safe."""
+        """
+        `result_bytes(task, texts, tokens)` estimates the size of a response; `fail` ends a ticket, `finish` those whose
+        results were all in the cache; both are thread-safe.
+        """
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._vocabulary_size = vocabulary_size
         self._result_bytes = result_bytes
         self._fail = fail
         self._metrics = metrics
+        self._cache = cache
+        self._finish = finish
 
     def make(self, shares: Sequence[Share[EmbedTicket]]) -> list[Pending[EmbedTicket]]:
         """The slices of one round. A request that is at fault fails alone."""
@@ -124,7 +132,27 @@ class TextSliceMaker:
             except Exception as error:  # noqa: BLE001 - concerns this request only; the thread goes on
                 self._fail_share(share, error)
         self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
-        return slices
+        return slices if self._cache is None else self._take_from_cache(slices, self._cache)
+
+    def _take_from_cache(self, slices: Sequence[Pending[EmbedTicket]], cache: ModelCache) -> list[Pending[EmbedTicket]]:
+        """Gives requests the rows that are known, in one look for all; returns what is left to compute."""
+        keys = [cache.key(pending.ticket.task, ids) for pending in slices for ids in pending.sequences()]
+        found = iter(cache.look_up(keys))
+        left: list[Pending[EmbedTicket]] = []
+        finished: list[EmbedTicket] = []
+        for pending in slices:
+            rows = list(islice(found, len(pending.rows)))
+            known = [index for index, row in enumerate(rows) if row is not None]
+            rest: Pending[EmbedTicket] | None = pending
+            if known:
+                hit, rest = pending.split(np.array(known))
+                if hit.ticket.complete_cached(hit.rows, [row for row in rows if row is not None]):
+                    finished.append(hit.ticket)
+            if rest is not None:
+                left.append(rest)
+        if finished:
+            self._finish(finished)
+        return left
 
     def _encode(self, shares: Sequence[Share[EmbedTicket]]) -> list[bytes]:
         """The packed sequences of all texts in the shares."""

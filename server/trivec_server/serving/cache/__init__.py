@@ -1,0 +1,1 @@
+"""The response cache: embeddings of texts that come again."""
