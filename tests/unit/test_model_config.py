@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inference import model_config_pb2 as pb
 from trivec_server.errors import ConfigError
-from trivec_server.repository.config_fields import ACTED_ON_FIELDS, IGNORED_FIELDS, REFUSED_FIELDS
-from trivec_server.repository.model_config import PLATFORM_BACKENDS, read_model_config
+from trivec_server.repository.config_fields import EMBEDDING_FIELDS, TENSOR_FIELDS, FieldRules
+from trivec_server.repository.config_reader import PLATFORM_BACKENDS
+from trivec_server.repository.model_config import read_model_config
 from trivec_server.repository.parameters import PARAMETERS
 from trivec_server.repository.pbtxt import MAX_FILE_BYTES
 from trivec_server.types import (
@@ -26,7 +27,7 @@ from trivec_server.types import (
 )
 
 DOCS = Path(__file__).parents[2] / "docs" / "model-repository.md"
-START = 'backend: "onnxruntime"\nmax_batch_size: 64\n'
+START = 'backend: "auto"\nmax_batch_size: 64\n'
 """Two lines that every config below begins with: a line of its own is line 3."""
 
 Read = Callable[..., ModelSettings]
@@ -61,7 +62,7 @@ Fault = Callable[..., str]
 
 class TestWholeFiles:
     def test_two_lines_are_enough_and_give_the_defaults(self, read: Read) -> None:
-        assert read("") == ModelSettings(name="m3", backend="onnxruntime")
+        assert read("") == ModelSettings(name="m3", backend="auto")
 
     def test_every_field_that_is_acted_on_reaches_the_settings(self, read: Read) -> None:
         read_settings = read(FULL, start="")
@@ -74,7 +75,7 @@ class TestWholeFiles:
         assert batching.max_queue_delay_us == 500
         assert (batching.priority_levels, batching.default_priority_level) == (3, 2)
         assert batching.queue_policy == QueuePolicy(
-            timeout_action=TimeoutAction.DELAY, timeout_us=1000, max_queue_size=100
+            timeout_action=TimeoutAction.DELAY, timeout_us=1000, allow_timeout_override=True, max_queue_size=100
         )
         assert dict(batching.priority_queue_policies) == {1: QueuePolicy(max_queue_size=7)}
         assert batching.token_budget == 16384
@@ -89,10 +90,12 @@ class TestWholeFiles:
         assert (read_settings.max_tokens, read_settings.intra_op_threads) == (8192, 4)
         assert (read_settings.query_prefix, read_settings.passage_prefix) == ("query: ", "passage: ")
         assert read_settings.score_weights == ScoreWeights(0.4, 0.2, 0.4)
+        assert read_settings.response_cache
+        assert read_settings.tensors is None
         assert read_settings.warnings == ()
 
     def test_a_byte_order_mark_and_windows_line_ends_are_read(self, read: Read) -> None:
-        assert read("\ufeff" + START.replace("\n", "\r\n"), start="") == ModelSettings(name="m3", backend="onnxruntime")
+        assert read("\ufeff" + START.replace("\n", "\r\n"), start="") == ModelSettings(name="m3", backend="auto")
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"absent\.pbtxt: not found"):
@@ -133,6 +136,7 @@ dynamic_batching {
   default_queue_policy {
     timeout_action: DELAY
     default_timeout_microseconds: 1000
+    allow_timeout_override: true
     max_queue_size: 100
   }
   priority_queue_policy { key: 1 value { max_queue_size: 7 } }
@@ -143,6 +147,7 @@ model_warmup [ {
   count: 2
   inputs { key: "text" value { data_type: TYPE_STRING dims: [ 512 ] random_data: true } }
 } ]
+response_cache { enable: true }
 parameters { key: "max_tokens" value { string_value: "8192" } }
 parameters { key: "token_budget" value { string_value: "16384" } }
 parameters { key: "pooling" value { string_value: "cls" } }
@@ -225,7 +230,7 @@ class TestValues:
         [
             ('name: "m4"', "3:7: name: 'm4' is not the name of the model's directory, 'm3'"),
             ('platform: "onnxruntime"', "did you mean `onnxruntime_onnx`?"),
-            ('platform: "tensorrt_plan"', "'tensorrt_plan' is backend tensorrt, not 'onnxruntime'"),
+            ('platform: "tensorrt_plan"', "'tensorrt_plan' is backend tensorrt, not 'auto'"),
             ('platform: "ensemble"', "3:11: platform: not supported: ensembles"),
             ('input { name: "TEXT" data_type: TYPE_STRING dims: 1 }', "3:15: input[0].name: 'TEXT' is not `text`"),
             ('input { name: "text" data_type: TYPE_INT64 dims: 1 }', "input[0].data_type: TYPE_INT64 is not TYPE_ST"),
@@ -244,6 +249,8 @@ class TestValues:
             ('output { name: "sparse" data_type: TYPE_FP32 dims: 4 }', "output[0].dims: [4] is not [-1]"),
             ('output { name: "multi_vector" data_type: TYPE_FP32 dims: 4 }', "output[0].dims: [4] is not [-1, D]"),
             ('output { name: "multi_vector" data_type: TYPE_FP32 dims: [ 4, 4 ] }', "[4, 4] is not [-1, D]"),
+            ('output { name: "sparse_indptr" data_type: TYPE_FP32 dims: -1 }', "TYPE_FP32 is not TYPE_INT64"),
+            ('output { name: "sparse_values" data_type: TYPE_FP32 dims: 4 }', "output[0].dims: [4] is not [-1]"),
             (
                 'output [ { name: "sparse" data_type: TYPE_FP32 dims: -1 }, { name: "sparse" } ]',
                 "'sparse' is given twice",
@@ -370,6 +377,25 @@ class TestMeaning:
     def test_a_warm_up_without_a_name_is_named_by_its_place(self, read: Read) -> None:
         assert read("model_warmup { }").warmups[0].name == "model_warmup[0]"
 
+    def test_the_names_of_outputs_in_answers_stand_for_their_embedding(self, read: Read) -> None:
+        read_settings = read(
+            """output [
+              { name: "sparse_indptr" data_type: TYPE_INT64 dims: -1 },
+              { name: "sparse_indices" data_type: TYPE_INT64 dims: -1 },
+              { name: "sparse_values" data_type: TYPE_FP32 dims: -1 },
+              { name: "multi_vector_offsets" data_type: TYPE_INT64 dims: -1 },
+              { name: "multi_vector" data_type: TYPE_FP32 dims: [ -1, 8 ] }
+            ]"""
+        )
+        assert read_settings.declared_modes == Mode.SPARSE | Mode.MULTI_VECTOR
+        assert read_settings.multi_vector_dimension == 8
+
+    def test_a_timeout_that_may_be_overridden_but_is_none_warns(self, read: Read) -> None:
+        (warning,) = read("dynamic_batching { default_queue_policy { allow_timeout_override: true } }").warnings
+        assert (
+            "allow_timeout_override: accepted, but has no effect here: a request's timeout can only shorten" in warning
+        )
+
     def test_priorities_without_levels_warn(self, read: Read) -> None:
         read_settings = read(
             "dynamic_batching { default_priority_level: 1 priority_queue_policy { key: 1 value { } } }"
@@ -422,8 +448,9 @@ class TestParameters:
 class TestFieldsNotActedOn:
     """Every field of the schema is acted on, passed over with a warning, or refused."""
 
-    def test_each_field_of_the_schema_is_in_exactly_one_list(self) -> None:
-        lists = [*ACTED_ON_FIELDS, *IGNORED_FIELDS, *REFUSED_FIELDS]
+    @pytest.mark.parametrize("rules", [EMBEDDING_FIELDS, TENSOR_FIELDS], ids=["embedding", "tensors"])
+    def test_each_field_of_the_schema_is_in_exactly_one_list(self, rules: FieldRules) -> None:
+        lists = [*rules.acted_on, *rules.ignored, *rules.refused]
         assert len(set(lists)) == len(lists)
 
         def undecided(descriptor: object, prefix: str) -> list[str]:
@@ -449,7 +476,6 @@ class TestFieldsNotActedOn:
         [
             ('runtime: "x"', "runtime"),
             ("optimization { graph { level: 1 } }", "optimization.graph"),
-            ("response_cache { enable: true }", "response_cache"),
             ('metric_tags { key: "a" value: "b" } metric_tags { key: "c" value: "d" }', "metric_tags"),
             ('default_model_filename: "model.onnx"', "default_model_filename"),
             ("instance_group { passive: true }", "instance_group[0].passive"),
@@ -499,21 +525,30 @@ class TestDocumentation:
     @pytest.mark.parametrize(
         ("heading", "names"),
         [
-            ("Fields acted on", set(ACTED_ON_FIELDS)),
-            ("Fields accepted with a warning", set(IGNORED_FIELDS)),
-            ("Fields refused", set(REFUSED_FIELDS)),
+            ("Fields acted on", set(EMBEDDING_FIELDS.acted_on)),
+            ("Fields accepted with a warning", set(EMBEDDING_FIELDS.ignored)),
+            ("Fields refused", set(EMBEDDING_FIELDS.refused)),
             ("Parameters", set(PARAMETERS)),
         ],
     )
     def test_a_table_names_exactly_what_the_code_knows(self, heading: str, names: set[str]) -> None:
         assert {first_cell for first_cell, _ in _table(heading)} == names
 
+    def test_what_is_different_for_models_that_take_tensors_is_named(self) -> None:
+        named = {first_cell for first_cell, _ in _table("Models that take tensors")}
+        lists = [
+            (set(rules.acted_on), set(rules.ignored), set(rules.refused)) for rules in (EMBEDDING_FIELDS, TENSOR_FIELDS)
+        ]
+        assert set[str]().union(*map(set[str].symmetric_difference, *lists)) <= named <= set[str]().union(*lists[0])
+
     def test_the_table_of_parameters_says_what_an_error_says(self) -> None:
         assert {key: rest.split(" | ")[0] for key, rest in _table("Parameters")} == dict(PARAMETERS)
 
-    def test_the_example_is_read_without_a_warning(self, read: Read) -> None:
-        (example,) = re.findall(r"```protobuf\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-        assert read(example, start="").warnings == ()
+    def test_the_examples_are_read_without_a_warning(self, read: Read) -> None:
+        examples = re.findall(r"```protobuf\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+        embedding, tensors = (read(example, start="") for example in examples)
+        assert (embedding.warnings, embedding.tensors) == ((), None)
+        assert (tensors.warnings, tensors.tensors is None) == ((), False)
 
 
 def _table(heading: str) -> list[tuple[str, str]]:

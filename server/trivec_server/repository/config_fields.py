@@ -1,12 +1,27 @@
 """Which fields of a ModelConfig are acted on, which are passed over with a warning, and which are refused."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 from trivec_server.repository.pbtxt import Places
 
-ACTED_ON_FIELDS = (
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldRules:
+    """
+    All fields of the schema for one kind of model, each with all that it holds. The index of a repeated field is left
+    out. `acted_on`: settings are made of them. `ignored`: accepted with a warning. `refused`: to pass over them would
+    serve something else than the file asks for; each with how to mend it.
+    """
+
+    acted_on: tuple[str, ...]
+    ignored: tuple[str, ...]
+    refused: Mapping[str, str]
+
+
+_ACTED_ON = (
     "name",
     "platform",
     "backend",
@@ -29,7 +44,6 @@ ACTED_ON_FIELDS = (
     "dynamic_batching.default_priority_level",
     "dynamic_batching.default_queue_policy",
     "dynamic_batching.priority_queue_policy",
-    "optimization.execution_accelerators.gpu_execution_accelerator.name",
     "model_warmup.name",
     "model_warmup.batch_size",
     "model_warmup.count",
@@ -39,20 +53,8 @@ ACTED_ON_FIELDS = (
     "model_warmup.inputs.random_data",
     "parameters",
 )
-"""The fields that settings are made of, each with all that it holds. The index of a repeated field is left out."""
-
-REFUSED_FIELDS: Mapping[str, str] = {
-    "sequence_batching": "embedding models have no sequences of requests; remove it",
-    "ensemble_scheduling": "ensembles cannot be served; remove it and name a backend",
-    "model_transaction_policy.decoupled": "every request gets exactly one answer; remove it",
-    "model_repository_agents": "agents do not run here, and what they check would go unchecked; remove it",
-}
-"""The fields that would make another model of it if they were passed over, each with how to mend it."""
-
-IGNORED_FIELDS = (
+_IGNORED = (
     "runtime",
-    "batch_input",
-    "batch_output",
     "optimization.graph",
     "optimization.priority",
     "optimization.cuda",
@@ -62,22 +64,12 @@ IGNORED_FIELDS = (
     "optimization.eager_batching",
     "optimization.execution_accelerators.cpu_execution_accelerator",
     "optimization.execution_accelerators.gpu_execution_accelerator.parameters",
-    "default_model_filename",
     "cc_model_filenames",
     "metric_tags",
     "model_operations",
-    "response_cache",
     "model_metrics",
     "input.format",
-    "input.reshape",
-    "input.is_shape_tensor",
-    "input.allow_ragged_batch",
-    "input.optional",
-    "input.is_non_linear_format_io",
-    "output.reshape",
     "output.label_filename",
-    "output.is_shape_tensor",
-    "output.is_non_linear_format_io",
     "instance_group.name",
     "instance_group.rate_limiter",
     "instance_group.secondary_devices",
@@ -85,14 +77,53 @@ IGNORED_FIELDS = (
     "instance_group.passive",
     "instance_group.host_policy",
     "dynamic_batching.preserve_ordering",
-    "model_warmup.inputs.input_data_file",
 )
-"""The fields that are accepted with a warning: all others that Triton knows."""
+_REFUSED = {
+    "sequence_batching": "sequences of requests cannot be served; remove it",
+    "ensemble_scheduling": "ensembles cannot be served; remove it and name a backend",
+    "model_transaction_policy.decoupled": "every request gets exactly one answer; remove it",
+    "model_repository_agents": "agents do not run here, and what they check would go unchecked; remove it",
+}
+_ACCELERATOR = "optimization.execution_accelerators.gpu_execution_accelerator.name"
+_TENSOR_DETAILS = ("input.reshape", "input.optional", "input.allow_ragged_batch", "output.reshape")
+_TENSORRT_DETAILS = (
+    "input.is_shape_tensor",
+    "input.is_non_linear_format_io",
+    "output.is_shape_tensor",
+    "output.is_non_linear_format_io",
+)
+_ADDED_TENSORS = ("batch_input", "batch_output")
+_WARMUP_FILE = "model_warmup.inputs.input_data_file"
+
+EMBEDDING_FIELDS = FieldRules(
+    acted_on=(*_ACTED_ON, _ACCELERATOR, "response_cache"),
+    ignored=(
+        *_IGNORED,
+        *_ADDED_TENSORS,
+        *_TENSOR_DETAILS,
+        *_TENSORRT_DETAILS,
+        "default_model_filename",
+        _WARMUP_FILE,
+    ),
+    refused=_REFUSED,
+)
+"""For embedding models."""
+
+TENSOR_FIELDS = FieldRules(
+    acted_on=(*_ACTED_ON, *_TENSOR_DETAILS, "default_model_filename", _WARMUP_FILE),
+    ignored=(*_IGNORED, _ACCELERATOR, "response_cache"),
+    refused={
+        **_REFUSED,
+        **dict.fromkeys(_ADDED_TENSORS, "the server adds no tensors to those of requests; remove it"),
+        **dict.fromkeys(_TENSORRT_DETAILS, "only TensorRT plans have it; remove it"),
+    },
+)
+"""For models that take tensors."""
 
 NO_EFFECT = "accepted, but has no effect here"
 
 
-def check_fields(config: Message, places: Places) -> list[str]:
+def check_fields(config: Message, places: Places, rules: FieldRules) -> list[str]:
     """
     One warning for each field that is set and passed over.
 
@@ -100,26 +131,32 @@ def check_fields(config: Message, places: Places) -> list[str]:
         ConfigError: a refused field is set.
     """
     warnings: list[str] = []
-    _check_message(config, "", "", places, warnings)
+    _Check(places, rules, warnings).check(config, "", "")
     return warnings
 
 
-def _check_message(message: Message, pattern: str, prefix: str, places: Places, warnings: list[str]) -> None:
-    """`pattern` is `prefix`, the path of the message, without indices."""
-    for descriptor, value in message.ListFields():
-        field, at = f"{pattern}{descriptor.name}", f"{prefix}{descriptor.name}"
-        if field in ACTED_ON_FIELDS:
-            continue
-        if field in REFUSED_FIELDS:
-            raise places.error(at, f"not supported: {REFUSED_FIELDS[field]}")
-        if field in IGNORED_FIELDS:
-            if not isinstance(value, Message) or value.ByteSize():
-                warnings.append(places.fault(at, NO_EFFECT))
-        elif isinstance(value, Message):
-            _check_message(value, f"{field}.", f"{at}.", places, warnings)
-        elif isinstance(value, Mapping):
-            for key, entry in value.items():
-                _check_message(entry, f"{field}.", f'{at}["{key}"].', places, warnings)
-        else:
-            for index, entry in enumerate(value):
-                _check_message(entry, f"{field}.", f"{at}[{index}].", places, warnings)
+@dataclass(frozen=True, slots=True)
+class _Check:
+    places: Places
+    rules: FieldRules
+    warnings: list[str]
+
+    def check(self, message: Message, pattern: str, prefix: str) -> None:
+        """`pattern` is `prefix`, the path of the message, without indices."""
+        for descriptor, value in message.ListFields():
+            field, at = f"{pattern}{descriptor.name}", f"{prefix}{descriptor.name}"
+            if field in self.rules.acted_on:
+                continue
+            if field in self.rules.refused:
+                raise self.places.error(at, f"not supported: {self.rules.refused[field]}")
+            if field in self.rules.ignored:
+                if not isinstance(value, Message) or value.ByteSize():
+                    self.warnings.append(self.places.fault(at, NO_EFFECT))
+            elif isinstance(value, Message):
+                self.check(value, f"{field}.", f"{at}.")
+            elif isinstance(value, Mapping):
+                for key, entry in value.items():
+                    self.check(entry, f"{field}.", f'{at}["{key}"].')
+            else:
+                for index, entry in enumerate(value):
+                    self.check(entry, f"{field}.", f"{at}[{index}].")

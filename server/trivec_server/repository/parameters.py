@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trivec_server.errors import ConfigError
+from trivec_server.repository.config_fields import NO_EFFECT
 from trivec_server.repository.pbtxt import Places, shown, suggestion
-from trivec_server.types import ScoreWeights
+from trivec_server.types import ModelSettings, ScoreWeights
 
 POOLINGS = ("cls", "mean")
 PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
@@ -26,6 +27,15 @@ PARAMETERS: Mapping[str, str] = {
     "worker_process": " or ".join(f"`{value}`" for value in SWITCH),
 }
 """Every key with what its value may be, as errors and docs/model-repository.md say it."""
+
+EMBEDDING_PARAMETERS = frozenset(PARAMETERS) - {"intra_op_threads"}
+"""The keys that only embedding models have."""
+
+TENSOR_PARAMETERS: Mapping[str, str] = {
+    "intra_op_threads": PARAMETERS["intra_op_threads"],
+    "intra_op_thread_count": "a whole number from 0 to 1024",
+}
+"""The keys of models that take tensors that are acted on, as `PARAMETERS`. The second is Triton's name of the first."""
 
 _LARGEST_FLOAT32 = 3.4028234e38
 
@@ -57,7 +67,7 @@ def parse_parameters(values: Mapping[str, str], places: Places) -> Parameters:
         if key not in PARAMETERS:
             near = suggestion(key, PARAMETERS) or f"; known are {', '.join(PARAMETERS)}"
             raise places.error(f'parameters["{key}"]', f"unknown key{near}")
-    source = _Source(values, places)
+    source = _Source(values, places, PARAMETERS)
     return Parameters(
         max_tokens=source.whole_number("max_tokens", 2, 1_048_576),
         token_budget=source.whole_number("token_budget", 2, 2_147_483_647),
@@ -72,10 +82,50 @@ def parse_parameters(values: Mapping[str, str], places: Places) -> Parameters:
     )
 
 
+def parse_tensor_parameters(values: Mapping[str, str], places: Places, warn: Callable[[str, str], None]) -> int | None:
+    """
+    The threads of one engine instance of a model that takes tensors; None: as many as fit the machine. Other keys are
+    the user's own: they are kept, and `warn` is called with each, by field and problem.
+
+    Raises:
+        ConfigError: a value is not one that its key allows.
+    """
+    for key in values.keys() - TENSOR_PARAMETERS.keys():
+        warn(f'parameters["{key}"]', f"{NO_EFFECT}{suggestion(key, TENSOR_PARAMETERS)}")
+    if values.keys() >= TENSOR_PARAMETERS.keys():
+        raise places.error('parameters["intra_op_thread_count"]', "the same as `intra_op_threads`; remove one of them")
+    source = _Source(values, places, TENSOR_PARAMETERS)
+    counted = source.whole_number("intra_op_thread_count", 0, 1024)
+    return source.whole_number("intra_op_threads", 1, 1024) or counted or None
+
+
+def render_parameters(settings: ModelSettings) -> dict[str, str]:
+    """The keys of `parameters` that give these settings; those at their default are left out."""
+    if settings.tensors is not None:
+        return dict(settings.tensors.parameters)
+    weights = settings.score_weights
+    written = {
+        "max_tokens": settings.max_tokens,
+        "token_budget": settings.batching.token_budget,
+        "pooling": settings.pooling,
+        "query_prefix": settings.query_prefix or None,
+        "passage_prefix": settings.passage_prefix or None,
+        "precision": settings.precision,
+        "score_weights": None
+        if weights == ScoreWeights()
+        else f"{weights.dense!r},{weights.sparse!r},{weights.multi_vector!r}",
+        "intra_op_threads": settings.intra_op_threads,
+        "device_memory_mb": settings.device_memory_mb,
+        "worker_process": None if settings.worker_process is None else SWITCH[not settings.worker_process],
+    }
+    return {key: str(value) for key, value in written.items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     values: Mapping[str, str]
     places: Places
+    allowed: Mapping[str, str]
 
     def whole_number(self, key: str, least: int, most: int) -> int | None:
         value = self.values.get(key)
@@ -109,4 +159,4 @@ class _Source:
         return ScoreWeights(*numbers)
 
     def _wrong(self, key: str, value: str, near: str = "") -> ConfigError:
-        return self.places.error(f'parameters["{key}"]', f"{shown(value)} is not {PARAMETERS[key]}{near}")
+        return self.places.error(f'parameters["{key}"]', f"{shown(value)} is not {self.allowed[key]}{near}")

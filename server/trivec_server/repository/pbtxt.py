@@ -48,13 +48,13 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Places:
     """
-    Where the fields of a text-format file stand.
+    Where the fields of a configuration stand: of a file, or of what `source` names. A place may be unknown.
 
     A field is named by its path: `input[1].dims[0]`, `parameters["max_tokens"]`; `[0]` may be left out.
     """
 
-    path: Path
-    by_field: Mapping[str, Place]
+    source: Path | str
+    by_field: Mapping[str, Place | None]
 
     def given(self, field: str) -> bool:
         """Whether the file sets this field, be it to its default."""
@@ -66,7 +66,7 @@ class Places:
         around = _key(field)
         while around and (place := self.by_field.get(around)) is None:
             around = _parent(around)
-        return f"{_where(self.path, place)}: {_one_line(field)}: {_one_line(problem)}"
+        return f"{_where(self.source, place)}: {one_line(field)}: {one_line(problem)}"
 
     def error(self, field: str, problem: str) -> ConfigError:
         """The same as an error to raise."""
@@ -92,7 +92,7 @@ def read_pbtxt(path: Path, message: Message) -> Places:
         raise _syntax_error(path, text, tokens, message, error) from None
     except ValueError as error:  # a number too large for its enum: the parser does not place it
         place = next((token.place for token in tokens if token.text == str(error).rpartition(" ")[2]), None)
-        raise ConfigError(f"{_where(path, place)}: {_one_line(str(error))}") from None
+        raise ConfigError(f"{_where(path, place)}: {one_line(str(error))}") from None
     outline = _Outline(tokens)
     places = Places(path, outline.places)
     if outline.key_given_twice:  # the parser keeps the last and says nothing
@@ -109,6 +109,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the nearest known word, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def one_line(message: str) -> str:
+    """A message that may hold anything, as one short printable line."""
+    message = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
+    return message if len(message) <= _MESSAGE_CHARACTERS else message[:_MESSAGE_CHARACTERS] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,7 @@ def _check_escapes(path: Path, token: _Token) -> None:
     for match in _BAD_ESCAPE.finditer(token.text):
         if match["bad"] is not None:
             place = Place(token.place.line, token.place.column + match.start())
-            escape = _one_line(match.group())
+            escape = one_line(match.group())
             raise ConfigError(f"{_where(path, place)}: `{escape}` is no escape; a backslash is written `\\\\`")
 
 
@@ -160,7 +166,7 @@ def _syntax_error(
 ) -> ConfigError:
     line, column = error.GetLine(), error.GetColumn()
     if line is None or column is None:
-        return ConfigError(f"{path}: {_one_line(str(error))}")
+        return ConfigError(f"{path}: {one_line(str(error))}")
     place = Place(line, column)
     # The parser puts place and text of the line before what it says.
     said = str(error).removeprefix(f"{line}:{column} : ")
@@ -181,7 +187,7 @@ def _syntax_error(
         field, problem = "", f"`{found[1]}` and `{found[2]}` exclude each other"
     else:
         problem = said[:1].lower() + said[1:].rstrip(".")
-    return ConfigError(": ".join(filter(None, (_where(path, place), field, _one_line(problem)))))
+    return ConfigError(": ".join(filter(None, (_where(path, place), field, one_line(problem)))))
 
 
 class _Outline:
@@ -268,10 +274,5 @@ def _parent(field: str) -> str:
     return field[: max(field.rfind("."), field.rfind("["), 0)]
 
 
-def _where(path: Path, place: Place | None) -> str:
-    return f"{path}:{place.line}:{place.column}" if place else str(path)
-
-
-def _one_line(message: str) -> str:
-    message = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
-    return message if len(message) <= _MESSAGE_CHARACTERS else message[:_MESSAGE_CHARACTERS] + "..."
+def _where(source: Path | str, place: Place | None) -> str:
+    return f"{source}:{place.line}:{place.column}" if place else str(source)
