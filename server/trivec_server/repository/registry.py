@@ -13,6 +13,7 @@ from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError, InvalidRequest, LoadError, NotFound, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.manifest import read_manifest
@@ -20,7 +21,6 @@ from trivec_server.repository.scan import ModelEntry, scan_repository, select_ve
 from trivec_server.repository.tensor_loading import LoadedTensors
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.pipeline import Pipeline
-from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.tensors.pipeline import TensorPipeline
 from trivec_server.settings import ServeSettings
 from trivec_server.types import ModelSettings, ModelVersion
@@ -250,6 +250,7 @@ class Registry:
         duration_s = time.monotonic() - started_at
         self._metrics.model_load_duration_s.labels(key.name, str(key.version)).set(duration_s)
         served = EmbeddingVersion(key=key, loaded=loaded, pipeline=pipeline)
+        self._metrics.watch_statistics(key, self.statistics(key).snapshot)
         self._set(VersionRecord(key=key, state=State.READY, served=served))
         self._metrics.model_loaded(key, loaded.info.engine, loaded.info.device, loaded.info.precision)
         for note in loaded.info.notes:

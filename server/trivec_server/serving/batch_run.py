@@ -11,8 +11,8 @@ from trivec_server.backends.interface import EngineLost
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import ModelStatistics, StageTimes
 from trivec_server.serving.batcher import Batch, Batcher, halve
-from trivec_server.serving.statistics import ModelStatistics, StageTimes
 from trivec_server.serving.ticket import Pending, Ticket, TicketT
 
 _log = get_logger(__name__)

@@ -22,6 +22,7 @@ from trivec_server.backends.interface import (
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.cache.model_cache import ModelCache, own_memory
@@ -30,7 +31,6 @@ from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.device import Device
 from trivec_server.serving.encode import lexical_weights
 from trivec_server.serving.request import SparseRow, VectorEncoding
-from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.ticket import EmbedTicket, Pending, Ticket
 from trivec_server.types import Mode
 

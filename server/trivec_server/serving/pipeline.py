@@ -12,6 +12,7 @@ from trivec_server.backends.interface import Engine, EngineInfo
 from trivec_server.errors import InvalidRequest, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batch_run import deliver
 from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.cache.model_cache import ModelCache
@@ -22,7 +23,6 @@ from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
 from trivec_server.serving.spine import Spine
-from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.ticket import EmbedTicket
 from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.serving.tokenizing import TextInbox, TextSliceMaker

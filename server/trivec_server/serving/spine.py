@@ -23,11 +23,11 @@ from trivec_server.errors import (
     Unavailable,
 )
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import FailReason, ModelStatistics
 from trivec_server.serving.batch_run import BatchRunner
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device, EngineT
 from trivec_server.serving.engine_roster import EngineCounts, EngineRoster
-from trivec_server.serving.statistics import FailReason, ModelStatistics
 from trivec_server.serving.ticket import Ticket, TicketT
 from trivec_server.settings import Limits
 from trivec_server.types import BatchingSettings, QueuePolicy, TimeoutAction
@@ -87,6 +87,7 @@ class Spine(Generic[TicketT, EngineT]):
         self._use = _Use()
         metrics.token_budget.set(batcher.token_budget)
         metrics.pending_requests.set_function(lambda: self.admitted.requests)
+        metrics.waiting_requests.set_function(self._count_waiting)
         metrics.queued_tokens.set_function(lambda: batcher.queued_tokens)
 
     def start(self) -> None:
@@ -271,6 +272,10 @@ class Spine(Generic[TicketT, EngineT]):
         if self._outgoing:
             self._batcher.submit(self._outgoing)
             self._outgoing = []
+
+    def _count_waiting(self) -> int:
+        """Requests of which nothing has been computed. For any thread: copying a set is one step."""
+        return sum(not ticket.started for ticket in self._tickets.copy())
 
     def _enter(self, ticket: TicketT, held_bytes: int) -> None:
         self._tickets.add(ticket)

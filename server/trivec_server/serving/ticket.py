@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivec_server.backends.interface import Vectors
+from trivec_server.metrics.statistics import StageTimes
 from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.request import EmbedResult, EmbedTask, SparseRow, Timings
-from trivec_server.serving.statistics import StageTimes
 from trivec_server.types import Mode
 
 _NO_STAGES = StageTimes()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from trivec_server.backends.interface import EngineInfo
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.cache.row import CachedRow, row_key
 from trivec_server.serving.cache.store import RowStore
 from trivec_server.serving.request import EmbedTask, VectorEncoding
-from trivec_server.serving.statistics import ModelStatistics
 
 
 class ModelCache:

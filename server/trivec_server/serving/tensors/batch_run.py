@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from trivec_server.backends.tensor_interface import TensorEngine
 from trivec_server.errors import ComputeError, TrivecError
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device
-from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.tensors.layout import BatchLayout
 from trivec_server.serving.tensors.ticket import TensorTicket
 from trivec_server.serving.ticket import Pending, Ticket

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 
 from trivec_server.backends.tensor_interface import TensorEngineInfo
 from trivec_server.metrics import ModelMetrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.selection import BatchLimits
 from trivec_server.serving.spine import Spine
-from trivec_server.serving.statistics import ModelStatistics
 from trivec_server.serving.tensors.batch_run import TensorDevice, TensorRunner
 from trivec_server.serving.tensors.intake import RowSliceMaker, TensorInbox
 from trivec_server.serving.tensors.layout import BatchLayout

@@ -1,13 +1,15 @@
 """
-The Prometheus series, all declared here.
+The Prometheus series of Trivec, all declared here, and what a scrape gets.
 
 One `Metrics` belongs to one server; `Metrics.model` gives the series of one model version with their labels bound, so
 that the hot path looks no label up. Durations are in seconds.
 """
 
+import contextlib
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from wsgiref.simple_server import WSGIServer
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,9 +18,14 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    start_http_server,
+    generate_latest,
 )
 
+from trivec_server.metrics.exposition import render
+from trivec_server.metrics.hardware import GpuReadings, HostReadings
+from trivec_server.metrics.response_cache import CacheCollector, CacheUsage
+from trivec_server.metrics.statistics import StatisticsSnapshot
+from trivec_server.metrics.triton import Source, version_families
 from trivec_server.types import ModelVersion
 
 _DURATION_BUCKETS_S = (
@@ -54,6 +61,7 @@ class ModelMetrics:
     dropped_requests: Counter
     rejected_requests: Counter
     pending_requests: Gauge
+    waiting_requests: Gauge
     queued_tokens: Gauge
 
 
@@ -64,6 +72,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._cache = CacheCollector()
+        self.registry.register(self._cache)
+        self._host = HostReadings()
+        self._gpus: GpuReadings | None = None
+        self._sources: dict[ModelVersion, Source] = {}
+        self._engine_labels: dict[ModelVersion, tuple[str, ...]] = {}
+        self._of_versions: list[Counter | Gauge | Histogram] = []
+        self._scraping = threading.Lock()
         self._requests = self._counter(
             "trivec_requests", "RPCs (messages, on a stream) finished.", ("method", "model", "code")
         )
@@ -104,7 +120,23 @@ class Metrics:
         self._dropped = self._counter("trivec_dropped_requests", "Cancelled or expired before they were computed.")
         self._rejected = self._counter("trivec_rejected_requests", "Refused under load, at once.")
         self._pending_requests = self._gauge("trivec_pending_requests", "Requests under way.", _MODEL_LABELS)
+        self._waiting_requests = self._gauge(
+            "trivec_waiting_requests", "Requests of which nothing has been computed.", _MODEL_LABELS
+        )
         self._queued_tokens = self._gauge("trivec_queued_tokens", "Tokens waiting for a batch.", _MODEL_LABELS)
+        self._reloads = self._counter(
+            "trivec_model_reloads", "Loads of models that were served already.", ("model", "result")
+        )
+        self._poll_failures = self._counter(
+            "trivec_repository_poll_failures", "Looks at the model repository that failed.", ()
+        )
+
+    def exposition(self) -> bytes:
+        """What a scrape gets, in Prometheus' text format: first Trivec's own series, then Triton's. For any thread."""
+        with self._scraping:
+            triton = [*version_families(list(self._sources.values())), *self._cache.triton_families()]
+            machine = [*self._host.families(), *(self._gpus.families() if self._gpus is not None else ())]
+            return generate_latest(self.registry) + render([*triton, *machine])
 
     def request_finished(self, method: str, model: str, code: str, duration_s: float) -> None:
         """Counts a finished request."""
@@ -117,8 +149,64 @@ class Metrics:
         series[1].observe(duration_s)
 
     def model_loaded(self, key: ModelVersion, engine: str, device: str, precision: str) -> None:
-        """Says which engine runs a version."""
-        self._model_info.labels(key.name, str(key.version), engine, device, precision).set(1)
+        """Says which engine runs a version from now on."""
+        self._drop_engine(key)
+        self._engine_labels[key] = labels = (key.name, str(key.version), engine, device, precision)
+        self._model_info.labels(*labels).set(1)
+
+    def watch_statistics(self, key: ModelVersion, counts: Callable[[], StatisticsSnapshot]) -> None:
+        """Shows a version's statistics as Triton does, from now on; `counts` is called on any thread."""
+        labels = (key.name, str(key.version))
+        self._sources[key] = Source(
+            key=key,
+            counts=counts,
+            waiting_requests=partial(_value, self._waiting_requests.labels(*labels)),
+            load_duration_s=partial(_value, self.model_load_duration_s.labels(*labels)),
+        )
+
+    def model_unloaded(self, key: ModelVersion) -> None:
+        """
+        Drops the series that only a version with engines has, and Triton's. Whatever counts goes on where it was if
+        the version is loaded again. Not for a version that another one of the same number has replaced.
+        """
+        self._drop_engine(key)
+        self._sources.pop(key, None)
+        for gauge in (
+            self._pending_requests,
+            self._waiting_requests,
+            self._queued_tokens,
+            self._running_engines,
+            self._token_budget,
+        ):
+            _drop(gauge, key)
+
+    def model_forgotten(self, key: ModelVersion) -> None:
+        """Drops every series of a version that the repository does not hold any more."""
+        self.model_unloaded(key)
+        for family in self._of_versions:
+            _drop(family, key)
+
+    def model_reloaded(self, model: str, *, succeeded: bool) -> None:
+        """Counts a load of a model that was served already."""
+        self._reloads.labels(model, "success" if succeeded else "failure").inc()
+
+    def repository_poll_failed(self) -> None:
+        """Counts a look at the repository that failed as a whole."""
+        self._poll_failures.inc()
+
+    def watch_cache(self, usage: Callable[[], CacheUsage]) -> None:
+        """Shows the response cache from now on; `usage` is called on any thread."""
+        self._cache.bind(usage)
+
+    def watch_gpus(self, uuids: Callable[[], Sequence[str]], warn: Callable[[str], None]) -> None:
+        """
+        Shows the GPUs from the next scrape on.
+
+        Args:
+            uuids: Gives the UUIDs of the GPUs that this process may use; called once.
+            warn: Told, on the thread that scrapes, why a GPU cannot be shown.
+        """
+        self._gpus = GpuReadings(uuids, warn)
 
     def model(self, key: ModelVersion) -> ModelMetrics:
         """The series of one model version; the same ones for equal keys."""
@@ -143,43 +231,44 @@ class Metrics:
             dropped_requests=self._dropped.labels(*labels),
             rejected_requests=self._rejected.labels(*labels),
             pending_requests=self._pending_requests.labels(*labels),
+            waiting_requests=self._waiting_requests.labels(*labels),
             queued_tokens=self._queued_tokens.labels(*labels),
         )
 
+    def _drop_engine(self, key: ModelVersion) -> None:
+        labels = self._engine_labels.pop(key, None)
+        if labels is not None:
+            self._model_info.remove(*labels)
+
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = _MODEL_LABELS) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        counter = Counter(name, text, labels, registry=self.registry)
+        if labels == _MODEL_LABELS:
+            self._of_versions.append(counter)
+        return counter
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        gauge = Gauge(name, text, labels, registry=self.registry)
+        if labels == _MODEL_LABELS:
+            self._of_versions.append(gauge)
+        return gauge
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL_LABELS
     ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        histogram = Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        if labels == _MODEL_LABELS:
+            self._of_versions.append(histogram)
+        return histogram
 
     def _duration(self, stage: str, text: str) -> Histogram:
         return self._histogram(f"trivec_{stage}_duration_seconds", text, _DURATION_BUCKETS_S)
 
 
-class MetricsEndpoint:
-    """`/metrics` over HTTP, on a thread of its own so that a busy event loop can still be observed."""
+def _value(gauge: Gauge) -> float:
+    return next(iter(gauge.collect())).samples[0].value
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        """
-        Raises:
-            OSError: the address cannot be bound.
-        """
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = start_http_server(port, addr=host, registry=metrics.registry)
 
-    @property
-    def port(self) -> int:
-        """The port bound."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stops answering and frees the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def _drop(family: Counter | Gauge | Histogram, key: ModelVersion) -> None:
+    # The version may not have that series.
+    with contextlib.suppress(KeyError):
+        family.remove(key.name, str(key.version))

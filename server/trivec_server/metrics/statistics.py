@@ -37,10 +37,6 @@ class Total:
     count: int = 0
     ns: int = 0
 
-    def plus(self, ns: int) -> "Total":
-        """One more time."""
-        return Total(self.count + 1, self.ns + ns)
-
 
 @dataclass(frozen=True, slots=True)
 class ComputeTotals:
@@ -49,14 +45,6 @@ class ComputeTotals:
     compute_input: Total = Total()
     compute_infer: Total = Total()
     compute_output: Total = Total()
-
-    def plus(self, stages: StageTimes) -> "ComputeTotals":
-        """One more time."""
-        return ComputeTotals(
-            self.compute_input.plus(stages.input_ns),
-            self.compute_infer.plus(stages.infer_ns),
-            self.compute_output.plus(stages.output_ns),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,21 +67,64 @@ class StatisticsSnapshot:
     batches: Mapping[int, ComputeTotals] = field(default_factory=dict)
 
 
+class _Sum:
+    """A count and a duration that grow; under the lock of their owner."""
+
+    __slots__ = ("count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+
+    def add(self, ns: int) -> None:
+        self.count += 1
+        self.ns += ns
+
+    def total(self) -> Total:
+        return Total(self.count, self.ns)
+
+
+class _ComputeSums:
+    """The stages of batches, summed up; under the lock of their owner."""
+
+    __slots__ = ("count", "infer_ns", "input_ns", "output_ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.input_ns = 0
+        self.infer_ns = 0
+        self.output_ns = 0
+
+    def add(self, stages: StageTimes) -> None:
+        self.count += 1
+        self.input_ns += stages.input_ns
+        self.infer_ns += stages.infer_ns
+        self.output_ns += stages.output_ns
+
+    def totals(self) -> ComputeTotals:
+        count = self.count
+        return ComputeTotals(Total(count, self.input_ns), Total(count, self.infer_ns), Total(count, self.output_ns))
+
+
 class ModelStatistics:
-    """Counts for one version for as long as the server runs, whatever is loaded under its number. Thread-safe."""
+    """
+    Counts for one version for as long as the server runs, whatever is loaded under its number. Thread-safe.
+
+    Plain numbers are added up and turned into values when someone looks: every request passes here.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last_inference_ms = 0
+        self._last_inference_s = 0.0
         self._inference_count = 0
         self._execution_count = 0
-        self._success = Total()
-        self._failures = {reason: Total() for reason in FailReason}
-        self._queue = Total()
-        self._compute = ComputeTotals()
-        self._cache_hit = Total()
-        self._cache_miss = Total()
-        self._batches: dict[int, ComputeTotals] = {}
+        self._success = _Sum()
+        self._failures = {reason: _Sum() for reason in FailReason}
+        self._queue = _Sum()
+        self._compute = _ComputeSums()
+        self._cache_hit = _Sum()
+        self._cache_miss = _Sum()
+        self._batches: dict[int, _ComputeSums] = {}
 
     def request_succeeded(self, rows: int, total_ns: int, queue_ns: int, stages: StageTimes | None) -> None:
         """
@@ -101,44 +132,44 @@ class ModelStatistics:
         `stages` None: none was, all came from the response cache.
         """
         with self._lock:
-            self._last_inference_ms = time.time_ns() // 1_000_000
+            self._last_inference_s = time.time()
             self._inference_count += rows
-            self._success = self._success.plus(total_ns)
-            self._queue = self._queue.plus(queue_ns)
+            self._success.add(total_ns)
+            self._queue.add(queue_ns)
             if stages is not None:
-                self._compute = self._compute.plus(stages)
+                self._compute.add(stages)
 
     def request_failed(self, reason: FailReason, total_ns: int) -> None:
         """A request ended without a result."""
         with self._lock:
-            self._failures[reason] = self._failures[reason].plus(total_ns)
+            self._failures[reason].add(total_ns)
 
     def batch_executed(self, rows: int, stages: StageTimes) -> None:
         """The engine has computed a batch."""
         with self._lock:
             self._execution_count += 1
-            self._batches[rows] = self._batches.get(rows, ComputeTotals()).plus(stages)
+            batches = self._batches.get(rows)
+            if batches is None:
+                batches = self._batches[rows] = _ComputeSums()
+            batches.add(stages)
 
     def cache_looked_up(self, *, hit: bool, ns: int) -> None:
         """A row was looked for in the response cache."""
         with self._lock:
-            if hit:
-                self._cache_hit = self._cache_hit.plus(ns)
-            else:
-                self._cache_miss = self._cache_miss.plus(ns)
+            (self._cache_hit if hit else self._cache_miss).add(ns)
 
     def snapshot(self) -> StatisticsSnapshot:
         """What has been counted so far, all of one instant."""
         with self._lock:
             return StatisticsSnapshot(
-                last_inference_ms=self._last_inference_ms,
+                last_inference_ms=int(self._last_inference_s * 1000),
                 inference_count=self._inference_count,
                 execution_count=self._execution_count,
-                success=self._success,
-                failures=dict(self._failures),
-                queue=self._queue,
-                compute=self._compute,
-                cache_hit=self._cache_hit,
-                cache_miss=self._cache_miss,
-                batches=dict(self._batches),
+                success=self._success.total(),
+                failures={reason: failures.total() for reason, failures in self._failures.items()},
+                queue=self._queue.total(),
+                compute=self._compute.totals(),
+                cache_hit=self._cache_hit.total(),
+                cache_miss=self._cache_miss.total(),
+                batches={rows: batches.totals() for rows, batches in self._batches.items()},
             )
