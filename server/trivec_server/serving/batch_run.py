@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol
 
 from trivec_server.backends.interface import EngineLost
-from trivec_server.errors import ComputeError, TrivecError
+from trivec_server.errors import ComputeError, InvalidTensor, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import ModelStatistics, StageTimes
-from trivec_server.serving.batcher import Batch, Batcher, halve
+from trivec_server.serving.batcher import Batch, Batcher, apart, halve
 from trivec_server.serving.ticket import Pending, Ticket, TicketT
 
 _log = get_logger(__name__)
@@ -38,7 +38,7 @@ class Begun(Generic[TicketT]):
 class _Faulty:
     """A batch that could not be begun."""
 
-    fault: Exception
+    fault: BaseException
 
     def result(self) -> Any:
         raise self.fault
@@ -117,13 +117,14 @@ class BatchRunner(ABC, Generic[TicketT]):
             return self._start(batch)
         except EngineLost:
             raise
-        except Exception as error:  # noqa: BLE001 - `finish` raises it
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
             return Begun(batch, _Faulty(error), time.monotonic())
 
     def finish(self, begun: Begun[TicketT]) -> Sequence[Batch[TicketT]]:
         """
         Waits for a batch and gives each request its part or its error. A failure concerns the requests in it and no
-        others. Returns what is to be run in its place: two halves, if it did not fit into memory.
+        others. Returns what is to be run in its place: two halves, if it did not fit into memory; each request by
+        itself, if one of them is at fault.
 
         Raises:
             EngineLost: the engine must be built anew; the batch is not computed.
@@ -132,20 +133,23 @@ class BatchRunner(ABC, Generic[TicketT]):
         begun_at = max(begun.begun_at, self._free_since)
         try:
             output = begun.running.result()
-            now = time.monotonic()
-            self._free_since = now
-            times = BatchTimes(begun_at, now, now - begun_at)
-            self._observe(batch, output, times.compute_s)
-            finished, failed = self._distribute(batch, output, times)
         except EngineLost:
             raise
         except MemoryError:
             return self._split(batch)
+        except InvalidTensor as error:
+            return self._part(batch, error)
         except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
-            request_ids = [pending.ticket.request_id for pending in batch.slices]
-            _log.error("batch failed", request_ids=request_ids, texts=len(batch.tokens.lengths), exc_info=error)
-            internal = ComputeError("the engine failed on this batch")
-            self.fail(batch, error if isinstance(error, TrivecError) else internal)
+            self._fail_unexpectedly(batch, error)
+            return ()
+        now = time.monotonic()
+        self._free_since = now
+        times = BatchTimes(begun_at, now, now - begun_at)
+        try:
+            self._observe(batch, output, times.compute_s)
+            finished, failed = self._distribute(batch, output, times)
+        except Exception as error:  # noqa: BLE001 - concerns this batch only
+            self._fail_unexpectedly(batch, error)
             return ()
         self._statistics.batch_executed(len(batch.tokens.lengths), times.stages(batch))
         if finished or failed:
@@ -156,6 +160,18 @@ class BatchRunner(ABC, Generic[TicketT]):
         """Gives every request of the batch the same error."""
         self._metrics.batch_failures.inc()
         deliver(self._loop, (), [(pending.ticket, failure) for pending in batch.slices])
+
+    def _fail_unexpectedly(self, batch: Batch[TicketT], error: Exception) -> None:
+        request_ids = [pending.ticket.request_id for pending in batch.slices]
+        _log.error("batch failed", request_ids=request_ids, rows=len(batch.tokens.lengths), exc_info=error)
+        self.fail(batch, error if isinstance(error, TrivecError) else ComputeError("the engine failed on this batch"))
+
+    def _part(self, batch: Batch[TicketT], error: InvalidTensor) -> Sequence[Batch[TicketT]]:
+        """A batch with a request at fault: each request by itself, so that the others do not fail with it."""
+        if len(batch.slices) > 1:
+            return [replace(part, is_retry=batch.is_retry) for part in apart(batch)]
+        deliver(self._loop, (), [(batch.slices[0].ticket, error)])
+        return ()
 
     def _observe(self, batch: Batch[TicketT], output: Any, compute_s: float) -> None:
         rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)

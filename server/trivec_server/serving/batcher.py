@@ -22,7 +22,6 @@ from trivec_server.serving.ticket import Pending, Share, TicketT
 _INITIAL_SECONDS_PER_TOKEN = 1e-3
 _RATE_SMOOTHING = 0.2
 _BUDGET_SHARE = 0.75
-_LEAST_TOKEN_BUDGET = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ class Batcher(Generic[TicketT]):
     def lower_token_budget(self, failed_tokens: int) -> int:
         """Lowers the budget after a batch of so many tokens, padding included, did not fit; returns the new one."""
         with self._engine_may_work:
-            lower = max(_LEAST_TOKEN_BUDGET, int(failed_tokens * _BUDGET_SHARE))
+            lower = max(self._limits.least_token_budget, int(failed_tokens * _BUDGET_SHARE))
             if lower < self._limits.token_budget:
                 self._limits = replace(self._limits, token_budget=lower)
             return self._limits.token_budget
@@ -259,6 +258,11 @@ def halve(batch: Batch[TicketT]) -> tuple[Batch[TicketT], Batch[TicketT]]:
         else:
             (first if ahead > 0 else second).append(pending)
     return _form(first, batch.started_at), _form(second, batch.started_at)
+
+
+def apart(batch: Batch[TicketT]) -> list[Batch[TicketT]]:
+    """One batch for each slice."""
+    return [_form([pending], batch.started_at) for pending in batch.slices]
 
 
 def _form(slices: list[Pending[TicketT]], started_at: float) -> Batch[TicketT]:

@@ -125,13 +125,8 @@ class Device(Generic[TicketT, EngineT]):
             self._built.set_exception(error)
             return
         self._built.set_result(None)
-        try:
-            self._run_checks(engine)
-            cancelled = self._work.cancelled()
-        except BaseException:
-            engine.close()
-            raise
-        if cancelled:
+        self._run_checks(engine)
+        if self._work.cancelled():
             engine.close()
         else:
             _Serving(self.name, self._build, engine, *self._work.result()).run()
@@ -148,7 +143,7 @@ class Device(Generic[TicketT, EngineT]):
                 result.set_result(call(engine))
             except EngineLost as loss:
                 result.set_exception(LoadError(f"the engine died while it was checked: {loss}"))
-            except Exception as error:  # noqa: BLE001 - `run_once` raises it where it is awaited
+            except BaseException as error:  # noqa: BLE001 - `run_once` raises it where it is awaited
                 result.set_exception(error)
 
 
@@ -182,6 +177,7 @@ class _Serving(Generic[TicketT, EngineT]):
                 pass
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would serve with this engine any more
             _log.error("engine thread failed", engine=self._name, exc_info=error)
+            self._part_with_batches()
             reason = str(error) if isinstance(error, LoadError) else "an unexpected error; the server's log has it"
             self._tell(lambda name: self._owner.device_failed(name, reason))
         finally:
@@ -224,17 +220,19 @@ class _Serving(Generic[TicketT, EngineT]):
                 self._again.append(replace(batch, is_retry=True))
         self._tell(self._owner.device_lost)
         self._close_engine()
-        try:
-            engine = self._build_again(loss)
-        except BaseException:
-            if not self._owner.take_over(self._again):
-                for batch in self._again:
-                    self._runner.fail(batch, Unavailable("the engine died and could not be built again; try later"))
-            raise
-        self._engine = engine
+        self._engine = engine = self._build_again(loss)
         self._runner = self._owner.make_runner(engine)
         _log.info("engine at work again", engine=self._name)
         self._tell(self._owner.device_restored)
+
+    def _part_with_batches(self) -> None:
+        """What waits is for others; what the thread ended with is not, since theirs might end with it too."""
+        failure = Unavailable("the engine of this model has failed; send the request again later")
+        for begun in self._begun:
+            self._runner.fail(begun.batch, failure)
+        if not self._owner.take_over(self._again):
+            for batch in self._again:
+                self._runner.fail(batch, failure)
 
     def _close_engine(self) -> None:
         if self._engine is not None:

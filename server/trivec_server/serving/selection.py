@@ -10,7 +10,7 @@ What is put beside it: slices of its own group only; on an engine that pads, tex
 costs rows times its longest row; on one that does not pad, whatever fits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
@@ -31,7 +31,8 @@ class BatchLimits:
     """
     What bounds a batch. `hidden_size` weighs the attention term: per token and layer an encoder does 24 H^2 of linear
     work and 4 H L of attention, so a row of L tokens costs L (1 + L / 6H). `preferred_rows`: a batch of so many rows
-    waits no longer. `splits`: a request may run in several batches; otherwise one that is too large runs alone.
+    waits no longer. `splits`: a request may run in several batches; otherwise one that is too large runs alone. Where
+    memory runs out, `token_budget` is lowered, but not below `least_token_budget`.
     """
 
     token_budget: int
@@ -41,6 +42,7 @@ class BatchLimits:
     pads: bool
     hidden_size: int
     splits: bool = True
+    least_token_budget: int = 256
 
     def row_cost(self, longest: int) -> float:
         """The cost of one row in a batch whose longest row has this many tokens, in tokens."""
@@ -67,9 +69,35 @@ def select(
     alive = [pending for pending in queue if not _is_dead(pending, now)] if dropped else queue
     if not alive:
         return Selection(dropped=dropped)
-    if any(pending.group != alive[0].group for pending in alive):
-        first = min(alive, key=lambda pending: _urgency(pending, now, seconds_per_token))
-        alive = [pending for pending in alive if pending.group == first.group]
+    wake_at: float | None = None
+    for group in _groups(alive, now, seconds_per_token):
+        selection = _select_one(group, now, limits, seconds_per_token, may_grow)
+        if selection.wake_at is None:
+            return Selection(selection.taken, dropped)
+        wake_at = selection.wake_at if wake_at is None else min(wake_at, selection.wake_at)
+    return Selection(dropped=dropped, wake_at=wake_at)
+
+
+def _groups(
+    alive: Sequence[Pending[TicketT]], now: float, seconds_per_token: float
+) -> Iterator[Sequence[Pending[TicketT]]]:
+    """What may run together, the most urgent first: while it waits for company, another group may have its own."""
+    if all(pending.group == alive[0].group for pending in alive):
+        yield alive
+        return
+    first = min(alive, key=lambda pending: _urgency(pending, now, seconds_per_token)).group
+    yield [pending for pending in alive if pending.group == first]
+    others: dict[Hashable, list[Pending[TicketT]]] = {}
+    for pending in sorted(alive, key=lambda pending: _urgency(pending, now, seconds_per_token)):
+        if pending.group != first:
+            others.setdefault(pending.group, []).append(pending)
+    yield from others.values()
+
+
+def _select_one(
+    alive: Sequence[Pending[TicketT]], now: float, limits: BatchLimits, seconds_per_token: float, may_grow: bool
+) -> Selection[TicketT]:
+    """Decides on the next batch of one group."""
     taken, full = _take_all(alive, limits)
     if not taken:
         ordered = sorted(alive, key=lambda pending: _urgency(pending, now, seconds_per_token))
@@ -78,8 +106,8 @@ def select(
         rows = sum(len(pending.rows if chosen is None else chosen) for pending, chosen in taken)
         wake_at = min(pending.enqueued_at for pending in alive) + limits.max_delay_s
         if rows < limits.preferred_rows and now < wake_at:
-            return Selection(dropped=dropped, wake_at=wake_at)
-    return Selection(taken, dropped)
+            return Selection(wake_at=wake_at)
+    return Selection(taken)
 
 
 def _is_dead(pending: Pending[TicketT], now: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from trivec_server.errors import (
     ComputeError,
@@ -49,6 +49,16 @@ class Admitted:
     held_bytes: int = 0
 
 
+class Units(NamedTuple):
+    """What a version's rows, and the tokens in its queue, are called in messages."""
+
+    rows: str
+    tokens: str
+
+
+TEXTS = Units("texts", "tokens")
+
+
 class Spine(Generic[TicketT, EngineT]):
     """Queue and engines of one version. Its methods are for the event loop; `start` and `close` end its threads."""
 
@@ -63,6 +73,7 @@ class Spine(Generic[TicketT, EngineT]):
         metrics: ModelMetrics,
         statistics: ModelStatistics,
         on_change: Callable[[EngineCounts], None],
+        units: Units = TEXTS,
     ) -> None:
         """
         `make_runner` is called on an engine's thread; `on_change` on the event loop, as engines die, are at work again,
@@ -77,6 +88,7 @@ class Spine(Generic[TicketT, EngineT]):
         self._limits = limits
         self._metrics = metrics
         self._statistics = statistics
+        self._units = units
         self.admitted = Admitted()
         self._tickets: set[TicketT] = set()
         self._closing = False
@@ -154,6 +166,10 @@ class Spine(Generic[TicketT, EngineT]):
             raise InvalidRequest("priority", f"is {priority}; this model has levels 1 to {levels}")
         return priority or self._batching.default_priority_level or 1
 
+    def level_or_default(self, priority: int) -> int:
+        """The same, but a level that there is not means the model's default, as in Triton."""
+        return self.level_of(priority if priority <= self._batching.priority_levels else 0)
+
     async def run(
         self, ticket: TicketT, *, held_bytes: int, timeout_us: int = 0, is_continuation: bool = False
     ) -> None:
@@ -221,18 +237,19 @@ class Spine(Generic[TicketT, EngineT]):
             self._leave(ticket, held_bytes)
 
     def _check_admission(self, ticket: TicketT, held_bytes: int, policy: QueuePolicy) -> None:
-        admitted, limits = self.admitted, self._limits
+        admitted, limits, units = self.admitted, self._limits, self._units
         if admitted.requests:
             if admitted.rows + ticket.rows > limits.max_queued_texts:
-                self.refuse(f"{admitted.rows} texts are under way; the limit is {limits.max_queued_texts}")
+                self.refuse(f"{admitted.rows} {units.rows} are under way; the limit is {limits.max_queued_texts}")
             if admitted.size_bytes + ticket.size_bytes > limits.max_queued_bytes:
                 self.refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
             if admitted.held_bytes + held_bytes > limits.max_held_bytes:
                 self.refuse(
                     f"results of {admitted.held_bytes:,} bytes are held; the limit is {limits.max_held_bytes:,}"
                 )
-            if self._batcher.queued_tokens >= limits.max_queued_tokens:
-                self.refuse(f"{self._batcher.queued_tokens:,} tokens wait; the limit is {limits.max_queued_tokens:,}")
+            queued = self._batcher.queued_tokens
+            if queued >= limits.max_queued_tokens:
+                self.refuse(f"{queued:,} {units.tokens} wait; the limit is {limits.max_queued_tokens:,}")
         if policy.max_queue_size:
             waiting = sum(1 for other in self._tickets if other.level == ticket.level and not other.started)
             if waiting >= policy.max_queue_size:
@@ -329,7 +346,8 @@ class _Use(AbstractContextManager[None]):
 
     async def over(self) -> None:
         """Waits until nobody uses the version."""
-        await self._idle.wait()
+        while self._users:
+            await self._idle.wait()
 
 
 def _effective_timeout_us(policy: QueuePolicy, asked_us: int) -> int:

@@ -79,7 +79,7 @@ class Ticket:
         """Notes when a batch with rows of this request began, and how long its stages took. The longest count."""
         with self._lock:
             self._queue_s = max(self._queue_s, started_at - self.queued_at)
-            if stages.infer_ns > self._stages.infer_ns:
+            if stages.infer_ns >= self._stages.infer_ns:
                 self._stages = stages
 
     def count_done(self, rows: int) -> bool:

@@ -1,5 +1,6 @@
 """Requests' tensors as one batch, and the batch's outputs as each request's own."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from trivec_server.errors import ComputeError
 from trivec_server.types import TensorSpec
 
 Tensors = Mapping[str, NDArray[Any]]
+
+_BYTES_PER_STRING = 64
 
 
 class BatchLayout:
@@ -32,21 +35,17 @@ class BatchLayout:
     ) -> None:
         self._inputs = {spec.name: spec for spec in inputs}
         self._outputs = {spec.name: spec for spec in outputs}
+        self._computed = {spec.name: spec for spec in info.outputs}
         self._symbols = info.symbols
         self._has_batch_dimension = has_batch_dimension
+        self._first_own_axis = 1 if has_batch_dimension else 0
 
     def join(self, requests: Sequence[Tensors]) -> dict[str, NDArray[Any]]:
         """The inputs of a batch, in the model's own shapes."""
-        joined: dict[str, NDArray[Any]] = {}
-        for name in requests[0]:
-            arrays = [request[name] for request in requests]
-            if len(arrays) > 1:
-                widest = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
-                whole = np.concatenate([_padded(array, widest) for array in arrays])
-            else:
-                whole = arrays[0]
-            joined[name] = self._reshaped(self._inputs[name], whole)
-        return joined
+        return {
+            name: self._reshaped(self._inputs[name], _stacked([request[name] for request in requests]))
+            for name in requests[0]
+        }
 
     def split(
         self, requests: Sequence[Tensors], rows: Sequence[int], outputs: Tensors
@@ -55,14 +54,10 @@ class BatchLayout:
         Each request's own outputs, in the shapes that requests get. `rows`: how many each request has.
 
         Raises:
-            ComputeError: the model gave another number of rows than it was given, or another rank than declared.
+            ComputeError: the model gave another number of rows than it was given, or another shape than declared.
         """
-        if not self._has_batch_dimension:
-            return [{name: self._restored(name, array) for name, array in outputs.items()}]
-        total = sum(rows)
-        for name, array in outputs.items():
-            if array.ndim == 0 or array.shape[0] != total:
-                raise ComputeError(f"output '{name}' has shape {list(array.shape)} for a batch of {total} rows")
+        if self._has_batch_dimension:
+            self._check_rows(sum(rows), outputs)
         if len(requests) == 1:
             return [{name: self._restored(name, array) for name, array in outputs.items()}]
         results: list[dict[str, NDArray[Any]]] = []
@@ -70,14 +65,35 @@ class BatchLayout:
         start = 0
         for request, count in zip(requests, rows, strict=True):
             own = self._sizes([request])
-            results.append(
-                {
-                    name: self._restored(name, self._cut(name, array[start : start + count], own, padded))
-                    for name, array in outputs.items()
-                }
-            )
+            parts = {
+                name: self._cut(name, array[start : start + count], own, padded) for name, array in outputs.items()
+            }
+            results.append({name: self._restored(name, part) for name, part in parts.items()})
             start += count
         return results
+
+    def output_bytes(self, inputs: Tensors, rows: int, outputs: Sequence[str]) -> int:
+        """About what a request's outputs will take; a dimension that only the model knows counts as 1."""
+        sizes = self._sizes([inputs])
+        return rows * sum(self._row_bytes(name, sizes) for name in outputs)
+
+    def _row_bytes(self, name: str, sizes: Mapping[str, int]) -> int:
+        spec = self._computed[name]
+        symbols = self._symbols.get(name) or ("",) * len(spec.shape)
+        own = zip(spec.shape[self._first_own_axis :], symbols[self._first_own_axis :], strict=True)
+        return _item_bytes(spec.datatype) * math.prod(
+            sizes.get(symbol, 1) if size == -1 else size for size, symbol in own
+        )
+
+    @staticmethod
+    def _check_rows(total: int, outputs: Tensors) -> None:
+        for name, array in outputs.items():
+            if array.ndim == 0 or array.shape[0] != total:
+                shape = list(array.shape)
+                raise ComputeError(
+                    f"output '{name}' has shape {shape} for a batch of {total} rows; a model without a batch dimension "
+                    "needs `max_batch_size: 0`"
+                )
 
     def _sizes(self, requests: Sequence[Tensors]) -> dict[str, int]:
         """The largest size of each named dimension, the batch dimension left out."""
@@ -86,7 +102,10 @@ class BatchLayout:
             for name, array in request.items():
                 if self._inputs[name].reshape is not None:
                     continue
-                for symbol, size in zip(self._symbols.get(name, ())[1:], array.shape[1:], strict=False):
+                symbols = self._symbols.get(name, ())
+                for symbol, size in zip(
+                    symbols[self._first_own_axis :], array.shape[self._first_own_axis :], strict=False
+                ):
                     if symbol:
                         sizes[symbol] = max(size, sizes.get(symbol, 0))
         return sizes
@@ -101,19 +120,22 @@ class BatchLayout:
         """The request's shape as the model's."""
         if spec.reshape is None:
             return array
-        batch, sizes = self._divided(array.shape)
-        return array.reshape((*batch, *_matched(spec.shape, spec.reshape, sizes)))
+        own = array.shape[self._first_own_axis :]
+        return array.reshape((*array.shape[: self._first_own_axis], *_matched(spec.shape, spec.reshape, own)))
 
     def _restored(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         """The model's shape as the request's."""
         spec = self._outputs[name]
         if spec.reshape is None:
             return array
-        batch, sizes = self._divided(array.shape)
-        return array.reshape((*batch, *_matched(spec.reshape, spec.shape, sizes)))
-
-    def _divided(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (shape[:1], shape[1:]) if self._has_batch_dimension else ((), shape)
+        own = array.shape[self._first_own_axis :]
+        try:
+            return array.reshape((*array.shape[: self._first_own_axis], *_matched(spec.reshape, spec.shape, own)))
+        except ValueError as error:
+            declared = [*([-1] if self._has_batch_dimension else []), *spec.reshape]
+            raise ComputeError(
+                f"output '{name}' has shape {list(array.shape)}; config.pbtxt says that the model gives {declared}"
+            ) from error
 
 
 def _matched(given: Sequence[int], wanted: Sequence[int], sizes: Sequence[int]) -> list[int]:
@@ -122,10 +144,25 @@ def _matched(given: Sequence[int], wanted: Sequence[int], sizes: Sequence[int]) 
     return [next(variable) if dimension == -1 else dimension for dimension in wanted]
 
 
-def _padded(array: NDArray[Any], widest: tuple[int, ...]) -> NDArray[Any]:
-    """The array with zeros, or empty elements, at the end of each dimension but the first."""
-    missing = [wide - size for wide, size in zip(widest, array.shape[1:], strict=True)]
-    if not any(missing):
-        return array
-    filler: Any = b"" if array.dtype == np.object_ else 0
-    return np.pad(array, [(0, 0), *((0, count) for count in missing)], constant_values=filler)
+def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The rows of all arrays, each at the beginning of what is as wide as the widest; the rest is zeros, or empty."""
+    if len(arrays) == 1:
+        return arrays[0]
+    widest = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
+    if all(array.shape[1:] == widest for array in arrays):
+        return np.concatenate(arrays)
+    filler: Any = b"" if arrays[0].dtype == np.object_ else 0
+    whole = np.full((sum(map(len, arrays)), *widest), filler, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        whole[(slice(start, start + len(array)), *map(slice, array.shape[1:]))] = array
+        start += len(array)
+    return whole
+
+
+def _item_bytes(datatype: str) -> int:
+    """The size of an element by KServe's name of its type: the number in it counts bits; BOOL has none."""
+    if datatype == "BYTES":
+        return _BYTES_PER_STRING
+    bits = "".join(filter(str.isdigit, datatype))
+    return int(bits) // 8 if bits else 1

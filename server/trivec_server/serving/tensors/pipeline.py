@@ -10,7 +10,7 @@ from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.selection import BatchLimits
-from trivec_server.serving.spine import Spine
+from trivec_server.serving.spine import Spine, Units
 from trivec_server.serving.tensors.batch_run import TensorDevice, TensorRunner
 from trivec_server.serving.tensors.intake import RowSliceMaker, TensorInbox
 from trivec_server.serving.tensors.layout import BatchLayout
@@ -43,10 +43,13 @@ class TensorPipeline:
         """
         loop = asyncio.get_running_loop()
         has_batch_dimension = batching.max_batch_size > 0
-        layout = BatchLayout(inputs, outputs, info, has_batch_dimension=has_batch_dimension)
+        self._layout = layout = BatchLayout(inputs, outputs, info, has_batch_dimension=has_batch_dimension)
         self.statistics = statistics or ModelStatistics()
-        slice_maker = RowSliceMaker(inputs, joins_requests=batching.joins_requests and has_batch_dimension)
-        batcher = Batcher(name, _batch_limits(batching), TensorInbox(), slice_maker)
+        joins_requests = batching.joins_requests and has_batch_dimension
+        slice_maker = RowSliceMaker(inputs, joins_requests=joins_requests)
+        self._batcher = batcher = Batcher(
+            name, _batch_limits(batching, inputs, joins_requests=joins_requests), TensorInbox(), slice_maker
+        )
         self._spine = Spine(
             batcher=batcher,
             devices=devices,
@@ -56,6 +59,7 @@ class TensorPipeline:
             metrics=metrics,
             statistics=self.statistics,
             on_change=on_change,
+            units=Units("rows", "rows"),
         )
 
     def start(self) -> None:
@@ -75,12 +79,17 @@ class TensorPipeline:
         """Requests under way."""
         return self._spine.admitted.requests
 
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch."""
+        return self._batcher.queued_tokens
+
     async def infer(self, task: TensorTask) -> TensorResult:
         """
-        Computes the task's outputs. Cancelling it drops what is not computed yet and disturbs no other request.
+        Computes the task's outputs. Cancelling it drops what is not computed yet and disturbs no other request. A
+        priority beyond the model's levels counts as the default one, as in Triton.
 
         Raises:
-            InvalidRequest: the priority is unknown.
             InvalidTensor: an element is not what the model takes.
             Overloaded: a limit on queued work is reached.
             QueueTimeout: the queue's timeout passed.
@@ -88,20 +97,26 @@ class TensorPipeline:
             ComputeError: the engine failed.
             Unavailable: the model is being unloaded.
         """
-        ticket = TensorTicket(task, self._spine.level_of(task.priority), self._spine.loop.create_future())
-        await self._spine.run(ticket, held_bytes=0, timeout_us=task.timeout_us)
+        ticket = TensorTicket(task, self._spine.level_or_default(task.priority), self._spine.loop.create_future())
+        held_bytes = self._layout.output_bytes(task.inputs, task.rows, task.outputs)
+        await self._spine.run(ticket, held_bytes=held_bytes, timeout_us=task.timeout_us)
         return ticket.result()
 
 
-def _batch_limits(batching: BatchingSettings) -> BatchLimits:
-    """A row counts as a token, all cost the same, and a request is not divided."""
+def _batch_limits(batching: BatchingSettings, inputs: Sequence[TensorSpec], *, joins_requests: bool) -> BatchLimits:
+    """
+    A row counts as a token, all cost the same, and a request is not divided. Where rows are of different sizes, one
+    batch that does not fit into memory says nothing of the next one.
+    """
     rows = max(1, batching.max_batch_size)
+    are_rows_alike = all(size != -1 for spec in inputs for size in spec.shape)
     return BatchLimits(
         token_budget=rows,
         max_rows=rows,
         preferred_rows=min(batching.preferred_batch_sizes, default=rows),
-        max_delay_s=batching.max_queue_delay_us / 1e6,
+        max_delay_s=batching.max_queue_delay_us / 1e6 if joins_requests else 0.0,
         pads=False,
         hidden_size=1,
         splits=False,
+        least_token_budget=1 if are_rows_alike else rows,
     )

@@ -12,9 +12,10 @@ class TensorTask(NamedTuple):
     """
     Tensors for one version of a model; `TensorPipeline.infer` computes the outputs asked for.
 
-    `inputs`: arrays [R, ...] of the model's dtypes, all with `rows` R rows; BYTES are object arrays of `bytes`. A model
-    without a batch dimension gets the arrays as they are, and `rows` is 1. `outputs`: names, in the response's order.
-    `priority` 0: the model's default level. `timeout_us` 0: the model's. `deadline` is an instant of `time.monotonic`.
+    `inputs`: arrays [R, ...] of the model's dtypes, all with `rows` R rows, one at least; BYTES are object arrays of
+    `bytes`. A model without a batch dimension gets the arrays as they are, and `rows` is 1. `outputs`: names, one at
+    least, in the response's order. `priority` 0: the model's default level. `timeout_us` 0: the model's. `deadline` is
+    an instant of `time.monotonic`.
     """
 
     request_id: str
