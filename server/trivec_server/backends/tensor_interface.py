@@ -19,7 +19,8 @@ class TensorEngineInfo:
     """
     What an engine is. `inputs` and `outputs` have the model's own shapes, whole: with the batch dimension, where it has
     one. `symbols`: for each input and output by name, the model's name of each dimension that varies ("" where it has
-    none): equal names are equal sizes.
+    none): equal names are equal sizes. `unranked`: the inputs and outputs that may have any number of dimensions; they
+    are given as scalars.
     """
 
     engine: str
@@ -27,6 +28,7 @@ class TensorEngineInfo:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     symbols: Mapping[str, tuple[str, ...]]
+    unranked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -58,12 +60,15 @@ class TensorEngine(Protocol):
         One forward pass.
 
         Args:
-            inputs: Arrays of the model's dtypes and shapes; BYTES as object arrays of `bytes`.
+            inputs: Arrays of the model's dtypes and shapes; BYTES as object arrays of `bytes`, BF16 as their bits in
+                uint16. Outputs are the same.
             outputs: Which outputs to compute.
 
         Raises:
             MemoryError: the batch does not fit; a smaller one may.
             InvalidTensor: a BYTES element is not UTF-8, for a model that takes text.
+            ComputeError: the model failed on what it was given.
+            EngineLost: the device failed.
         """
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from trivec_server.backends.graph.spec import Arithmetic
 from trivec_server.backends.interface import EngineRequest
+from trivec_server.backends.tensor_interface import TensorEngineRequest
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind
 
@@ -83,7 +84,7 @@ def check_machine(request: EngineRequest, machine: Machine) -> None:
         LoadError: it is not.
     """
     _wants_tensorrt(request.accelerator)
-    obstacle = _machine_obstacle(request, machine)
+    obstacle = _device_obstacle(request.device_index, machine)
     if request.kind is InstanceKind.CPU or (request.kind is InstanceKind.AUTO and obstacle is not None):
         _refuse_gpu_settings(request, obstacle)
     elif obstacle is not None:
@@ -125,16 +126,17 @@ def _obstacle(request: EngineRequest, facts: GraphFacts, machine: Machine) -> st
     """Why this version cannot run on a GPU here; None if it can."""
     if facts.arithmetic == "int8":
         int8 = "an int8 version of the engine onnxruntime runs on the CPU only: set KIND_CPU, or use a float16 version"
-        return _machine_obstacle(request, machine) or int8
-    return _machine_obstacle(request, machine)
+        return _device_obstacle(request.device_index, machine) or int8
+    return _device_obstacle(request.device_index, machine)
 
 
-def _machine_obstacle(request: EngineRequest, machine: Machine) -> str | None:
+def _device_obstacle(device_index: int | None, machine: Machine) -> str | None:
+    """Why nothing can run on this GPU here; None if it can."""
     if not machine.gpus:
         return "no NVIDIA GPU is visible to this process; set KIND_CPU or KIND_AUTO"
-    if request.device_index is not None and request.device_index >= machine.gpus:
+    if device_index is not None and device_index >= machine.gpus:
         seen = f"this process sees {machine.gpus}, counted from 0"
-        return f"GPU {request.device_index} is not there: {seen}; correct `gpus` in instance_group"
+        return f"GPU {device_index} is not there: {seen}; correct `gpus` in instance_group"
     if CUDA not in machine.available:
         return f"the package onnxruntime that is installed has no CUDA provider: {NEEDS_GPU_PACKAGE}"
     return None
@@ -144,8 +146,39 @@ def _refuse_gpu_settings(request: EngineRequest, obstacle: str | None) -> None:
     because = f" ({obstacle})" if request.kind is InstanceKind.AUTO and obstacle else ""
     if request.accelerator is not None:
         raise LoadError(f"the accelerator `{request.accelerator}` needs a GPU{because}; remove it or set KIND_GPU")
+    _refuse_gpu_index(request, obstacle)
+
+
+def _refuse_gpu_index(request: EngineRequest | TensorEngineRequest, obstacle: str | None) -> None:
+    because = f" ({obstacle})" if request.kind is InstanceKind.AUTO and obstacle else ""
     if request.device_index is not None:
         raise LoadError(f"instance_group names `gpus`, but would run on the CPU{because}: remove them or set KIND_GPU")
+
+
+def place_tensors(request: TensorEngineRequest, machine: Machine) -> Placement:
+    """
+    Where a model that takes tensors runs: any graph may be tried on a GPU.
+
+    Raises:
+        LoadError: the device asked for is not here.
+    """
+    obstacle = _device_obstacle(request.device_index, machine)
+    if request.kind is InstanceKind.CPU or (request.kind is InstanceKind.AUTO and obstacle is not None):
+        return place_tensors_on_cpu(request, machine, obstacle)
+    if obstacle is not None:
+        raise LoadError(f"instance_group asks for KIND_GPU, but {obstacle}")
+    return Placement(device="cuda", device_index=request.device_index or 0)
+
+
+def place_tensors_on_cpu(request: TensorEngineRequest, machine: Machine, obstacle: str | None) -> Placement:
+    """
+    The CPU, because it is asked for, or because of an obstacle where `KIND_AUTO` leaves the choice.
+
+    Raises:
+        LoadError: a GPU is named.
+    """
+    _refuse_gpu_index(request, obstacle)
+    return _cpu(request.kind, machine, obstacle)
 
 
 def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, obstacle: str | None) -> Placement:
@@ -163,7 +196,11 @@ def place_on_cpu(request: EngineRequest, facts: GraphFacts, machine: Machine, ob
             f"this version computes in float16, which ONNX Runtime does on GPUs only{because}; on the CPU use the "
             "version that `trivec pull` made, or export one with `--precision int8`"
         )
-    idle_gpu = request.kind is InstanceKind.AUTO and machine.gpus > 0
+    return _cpu(request.kind, machine, obstacle)
+
+
+def _cpu(kind: InstanceKind, machine: Machine, obstacle: str | None) -> Placement:
+    idle_gpu = kind is InstanceKind.AUTO and machine.gpus > 0
     return Placement(device="cpu", notes=(f"a GPU is visible but not used: {obstacle}",) if idle_gpu else ())
 
 

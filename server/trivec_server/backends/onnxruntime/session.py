@@ -23,10 +23,14 @@ Outputs: TypeAlias = list[NDArray[np.float32]]
 
 
 def open_session(
-    path: Path, placement: Placement, providers: Sequence[tuple[str, Options]], intra_op_threads: int
+    path: Path,
+    placement: Placement,
+    providers: Sequence[tuple[str, Options]],
+    intra_op_threads: int,
+    mend: str = "pull the model again",
 ) -> onnxruntime.InferenceSession:
     """
-    Opens a graph.
+    Opens a graph. `mend`: what helps against a damaged one.
 
     Raises:
         LoadError: it is damaged, does not fit into memory, or ONNX Runtime would run it elsewhere than `placement`.
@@ -46,7 +50,7 @@ def open_session(
         # Without enable_fallback=0 a provider that fails is replaced by another, here and in any later run.
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
     except Exception as error:
-        raise LoadError(_reason(error, path, placement) + missing) from error
+        raise LoadError(_reason(error, path, placement, mend) + missing) from error
     if session.get_providers()[0] != placement.provider:
         raise LoadError(
             f"ONNX Runtime could not start {placement.provider} and offers {session.get_providers()[0]} instead: the "
@@ -86,7 +90,7 @@ class _OwnLines(io.StringIO):
         return super().write(text) if threading.get_ident() == self._thread else self._stdout.write(text)
 
 
-def _reason(error: Exception, path: Path, placement: Placement) -> str:
+def _reason(error: Exception, path: Path, placement: Placement, mend: str) -> str:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if _is_out_of_memory(str(error)):
         where = "this machine's memory" if placement.device == "cpu" else f"the memory of GPU {placement.device_index}"
@@ -95,7 +99,7 @@ def _reason(error: Exception, path: Path, placement: Placement) -> str:
         return f"GPU {placement.device_index} cannot be used ({first_line}); check the driver and {NEEDS_GPU_PACKAGE}"
     if placement.tensorrt and "TensorRT" in str(error):
         return f"TensorRT cannot be used ({first_line}); pip install tensorrt, of the CUDA version of onnxruntime-gpu"
-    return f"{path.name} cannot be loaded by ONNX Runtime ({first_line}); pull the model again"
+    return f"{path.name} cannot be loaded by ONNX Runtime ({first_line}); {mend}"
 
 
 _MEMORY_SIGNS = (
