@@ -6,6 +6,7 @@ The calls of `calls.py` to a real Triton and to this server, each with the model
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def main() -> None:
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
     ANSWERS.parent.mkdir(exist_ok=True)
     ANSWERS.write_text("".join(lines), encoding="utf-8")
-    print(f"{len(records)} answers in {ANSWERS.relative_to(ROOT)}")
+    sys.stdout.write(f"{len(records)} answers in {ANSWERS.relative_to(ROOT)}\n")
 
 
 if __name__ == "__main__":

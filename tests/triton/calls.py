@@ -7,6 +7,7 @@ Calls Triton's own client against a server and writes what each came to, a JSON 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tests.triton import calls_infer, calls_refused, calls_repository, calls_server, calls_streams
@@ -31,7 +32,7 @@ def main() -> None:
     try:
         for calls in GROUPS[arguments.group]:
             for record in calls.record(session):
-                print(json.dumps(record, ensure_ascii=False, sort_keys=True), flush=True)
+                sys.stdout.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
     finally:
         session.close()
 

@@ -100,7 +100,7 @@ _send(
     message(
         "identity_types",
         *(
-            raw_input(datatype, [1, 2], f"INPUT{index}", **{contents: [1, 0]})
+            raw_input(datatype, [1, 2], f"INPUT{index}", given=None, **{contents: [1, 0]})
             for index, (datatype, contents) in enumerate(
                 (
                     ("BOOL", "bool_contents"),

@@ -1,4 +1,4 @@
-"""Load, unload and reload, on a server in explicit mode that has loaded nothing; and statistics, which begin with a load."""
+"""Load, unload and reload on a server in explicit mode that has loaded nothing; statistics, which begin with a load."""
 
 import json
 from typing import Any
@@ -30,12 +30,12 @@ def _infer(session: Session, rows: int = 1) -> Any:
 
 _then_index("explicit: at first", lambda session: session.client.is_server_ready())
 calls.add("explicit: not loaded: ready", lambda session: session.client.is_model_ready("simple"))
-calls.add("explicit: not loaded: infer", lambda session: _infer(session))
+calls.add("explicit: not loaded: infer", _infer)
 calls.add("explicit: not loaded: metadata", lambda session: session.client.get_model_metadata("simple"))
 calls.add("explicit: not loaded: config", lambda session: session.client.get_model_config("simple"))
 calls.add("explicit: not loaded: statistics", lambda session: session.client.get_inference_statistics("simple"))
 _then_index("load", lambda session: session.client.load_model("simple"), "simple")
-calls.add("load: then infer", lambda session: _infer(session))
+calls.add("load: then infer", _infer)
 _then_index("load: again", lambda session: session.client.load_model("simple"), "simple")
 _then_index(
     "load: not in the repository", lambda session: session.client.load_model("none_such"), "none_such", "simple"
@@ -93,7 +93,7 @@ _then_index(
     lambda session: session.client.load_model("simple", config=_config(session, backend="none_such")),
     "simple",
 )
-calls.add("load: config with an unknown backend: infer", lambda session: _infer(session))
+calls.add("load: config with an unknown backend: infer", _infer)
 
 
 def _load(name: str, given: dict[str, Any], model: str = "simple") -> None:
@@ -189,7 +189,7 @@ _escape("of no version", "file:model.py")
 _then_index("load: versions", lambda session: session.client.load_model("two_versions"), "two_versions")
 _then_index("unload", lambda session: session.client.unload_model("simple"), "simple")
 calls.add("unload: then ready", lambda session: session.client.is_model_ready("simple"))
-calls.add("unload: then infer", lambda session: _infer(session))
+calls.add("unload: then infer", _infer)
 calls.add("unload: then metadata", lambda session: session.client.get_model_metadata("simple"))
 _then_index("unload: again", lambda session: session.client.unload_model("simple"), "simple")
 _then_index("unload: not in the repository", lambda session: session.client.unload_model("none_such"), "none_such")

@@ -78,7 +78,7 @@ def outcome(call: Callable[[], Any]) -> dict[str, Any]:
 def failure(error: Exception) -> dict[str, Any]:
     """`code` is a gRPC status, LOCAL for what the client itself found, STREAM for an error in a stream's message."""
     if isinstance(error, grpc.RpcError):
-        return {"code": error.code().name, "message": normalised(error.details())}  # type: ignore[attr-defined]
+        return {"code": error.code().name, "message": normalised(error.details() or "")}
     assert isinstance(error, InferenceServerException), error
     status = error.status()
     code = status.removeprefix("StatusCode.") if status else "LOCAL"

@@ -1,4 +1,4 @@
-"""Requests to the models of `models.py`: through Triton's client, and as messages of their own for what it would not send."""
+"""Requests to the models of `models.py`: for Triton's client, and as messages for what it would not send."""
 
 import struct
 from collections.abc import Mapping, Sequence

@@ -50,18 +50,16 @@ def serve_triton(
     *flags: str,
     control_mode: Literal["none", "poll", "explicit"] = "none",
     log_path: Path | None = None,
-    command_prefix: tuple[str, ...] = (),
 ) -> Iterator[TritonProcess]:
     """
     tritonserver on free ports until the block ends; yields once it says that it is ready.
 
-    `log_path` defaults to a file beside the repository. `command_prefix` may pin it to cores.
+    `log_path` defaults to a file beside the repository.
     """
     site, libraries = _installation()
-    grpc_port, metrics_port = _free_ports(2)
+    grpc_port, metrics_port = free_ports(2)
     log_path = log_path or repository.parent / f"{repository.name}-triton.log"
     command = [
-        *command_prefix,
         str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={ENVIRONMENT / 'triton' / 'backends'}",
@@ -115,8 +113,8 @@ def _wait_until_ready(server: TritonProcess) -> None:
     raise AssertionError(f"tritonserver was not ready after {START_TIMEOUT_S:.0f} s: {server.log}")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Held open together, so that they differ."""
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on: held open together, so that they differ."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
