@@ -1,6 +1,7 @@
 """What this machine has that decides how fast an engine is: cores, instructions, GPUs. Imports no engine's library."""
 
 import ctypes
+import uuid
 from functools import cache
 from pathlib import Path
 
@@ -30,14 +31,34 @@ def cpu_has_bfloat16() -> bool:
 @cache
 def nvidia_gpu_count() -> int:
     """The GPUs that CUDA's driver shows to this process: those of CUDA_VISIBLE_DEVICES, if that is set."""
+    driver = _cuda_driver()
+    count = ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_SUCCESS:
+        return 0
+    return count.value
+
+
+def nvidia_gpu_uuids() -> tuple[str, ...]:
+    """The UUIDs of these GPUs as NVIDIA's tools write them, in CUDA's order."""
+    driver = _cuda_driver()
+    uuids = []
+    for ordinal in range(nvidia_gpu_count()):
+        device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+        if (
+            driver is not None
+            and driver.cuDeviceGet(ctypes.byref(device), ordinal) == _CUDA_SUCCESS
+            and driver.cuDeviceGetUuid(ctypes.byref(raw), device) == _CUDA_SUCCESS
+        ):
+            uuids.append(f"GPU-{uuid.UUID(bytes=bytes(raw))}")
+    return tuple(uuids)
+
+
+def _cuda_driver() -> ctypes.CDLL | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
-    count = ctypes.c_int()
-    if driver.cuInit(0) != _CUDA_SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_SUCCESS:
-        return 0
-    return count.value
+        return None
+    return driver if driver.cuInit(0) == _CUDA_SUCCESS else None
 
 
 def _cpu_flags() -> frozenset[str]:
