@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from inference import grpc_service_pb2 as kserve
 from trivec.v1 import embedding_pb2 as pb
 
@@ -36,6 +37,7 @@ _EMBED = "/trivec.v1.EmbeddingService/Embed"
 _TEXTS = 512
 _PARTS = 8
 _SEED = 11
+_LEAST_COSINE = 0.9999
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,20 @@ class Measurer:
                 self._analyze(target, servers.MODEL, work, (work, client, concurrency, server))
             else:
                 self._ask({**message, "target": target}, (work, client, concurrency, server))
+
+    def compare_vectors(self, targets: Mapping[str, str], texts: Sequence[str]) -> None:
+        """
+        That the servers compute the same.
+
+        Raises:
+            SystemExit: they do not.
+        """
+        for text in texts:
+            asked = [{"do": "dense", "model": servers.MODEL, "text": text, "target": each} for each in targets.values()]
+            vectors = [np.array(self._client.ask(message)["dense"]) for message in asked]
+            cosine = vectors[0] @ vectors[1] / np.prod([np.linalg.norm(vector) for vector in vectors])
+            if cosine < _LEAST_COSINE:
+                raise SystemExit(f"{' and '.join(targets)} do not compute the same: cosine {cosine:.6f} for {text!r}")
 
     def ready(self, targets: Mapping[str, str], name: str, *, client: str) -> None:
         """Requests to the servers with ready arrays."""
@@ -141,6 +157,7 @@ def measure_texts(plan: Plan, loads: Loads) -> None:
             "triton": stack.enter_context(servers.triton(plan.folder, plan.outputs, plan.server_cores)),
             "trivec": stack.enter_context(servers.trivec(plan.folder, plan.outputs, plan.server_cores)),
         }
+        measurer.compare_vectors(targets, (plan.folder / "mixed").read_text(encoding="utf-8").splitlines()[:8])
         for number in range(plan.rounds):
             for work in ("mixed", "short"):
                 for client in CLIENTS:

@@ -188,7 +188,16 @@ def start(options: Message) -> Started:
         elapsed_s = time.perf_counter() - started_at
         return {"rate": len(sample.latencies_s) / elapsed_s, "latencies_s": sample.latencies_s}
 
-    return Started("", {"tritonclient": version("tritonclient"), "grpcio": version("grpcio")}, {"measure": measure})
+    operations = {"measure": measure, "dense": _dense}
+    return Started("", {"tritonclient": version("tritonclient"), "grpcio": version("grpcio")}, operations)
+
+
+def _dense(message: Message) -> Message:
+    """The dense vector of one text, to see that servers have the same model."""
+    with triton.InferenceServerClient(message["target"]) as client:
+        wanted = [triton.InferRequestedOutput("dense")]
+        result = client.infer(message["model"], [_text_input(message["text"])], outputs=wanted)
+    return {"dense": result.as_numpy("dense")[0].tolist()}
 
 
 def _read_items(path: Path, *, as_bytes: bool) -> list[Any]:

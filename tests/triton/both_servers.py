@@ -25,7 +25,8 @@ ANSWERS = Path(__file__).parent / "answers" / "triton-2.51.jsonl"
 CALLS_TIMEOUT_S = 300
 
 Group = Literal["serving", "explicit"]
-Records = list[dict[str, Any]]
+Record = dict[str, Any]
+Records = list[Record]
 
 
 @contextmanager
