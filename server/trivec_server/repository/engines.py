@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trivec_server.backends.hardware import cpu_has_bfloat16, nvidia_gpu_count
 from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
+from trivec_server.backends.tensor_interface import TensorEngine, TensorEngineFactory, TensorEngineRequest
 from trivec_server.errors import LoadError
 from trivec_server.types import InstanceKind
 
@@ -72,6 +73,19 @@ ENGINES: Mapping[str, EngineFactory] = {
     "pytorch": pytorch_engine,
     "flagembedding": flagembedding_engine,
 }
+
+
+def onnxruntime_tensor_engine(request: TensorEngineRequest) -> TensorEngine:
+    """ONNX Runtime for any ONNX file: any CPU; CUDA with the package onnxruntime-gpu."""
+    with needs("onnxruntime", "server"):
+        from trivec_server.backends.onnxruntime.tensors import (  # noqa: PLC0415 - as the module says
+            build_onnxruntime_tensors,
+        )
+    return build_onnxruntime_tensors(request)
+
+
+TENSOR_ENGINES: Mapping[str, TensorEngineFactory] = {"onnxruntime": onnxruntime_tensor_engine}
+"""Those of models that take tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

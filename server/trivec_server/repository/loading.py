@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trivec_server.backends.hardware import nvidia_gpu_count
 from trivec_server.backends.interface import Engine, EngineFactory, EngineInfo, EngineRequest, TokenBatch
 from trivec_server.backends.worker.engine import start_worker
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
 from trivec_server.repository.engines import AUTO, choose_engine, this_machine
+from trivec_server.repository.instances import places_of
 from trivec_server.repository.manifest import Manifest, read_manifest, verify_files
 from trivec_server.repository.selfcheck import check_version
 from trivec_server.serving.device import Device
@@ -24,7 +24,6 @@ from trivec_server.types import (
     CLS_TOKEN_ID,
     EOS_TOKEN_ID,
     UNK_TOKEN_ID,
-    InstanceGroup,
     InstanceKind,
     Mode,
     ModelSettings,
@@ -140,9 +139,7 @@ def _kind(settings: ModelSettings) -> InstanceKind:
 
 def _engine_requests(version_dir: Path, settings: ModelSettings, max_tokens: int) -> list[EngineRequest]:
     """One for each engine instance that the instance groups ask for."""
-    places = [
-        (group.kind, gpu) for group in settings.instance_groups for gpu in _gpus(group) for _ in range(group.count)
-    ]
+    places = places_of(settings.instance_groups)
     return [
         EngineRequest(
             version_dir=version_dir,
@@ -158,13 +155,6 @@ def _engine_requests(version_dir: Path, settings: ModelSettings, max_tokens: int
         )
         for kind, gpu in places
     ]
-
-
-def _gpus(group: InstanceGroup) -> tuple[int | None, ...]:
-    """The GPUs of a group, by Triton's rule all of them if it names none; with KIND_AUTO the first, or the CPU."""
-    if group.kind is InstanceKind.GPU and not group.gpus and nvidia_gpu_count():
-        return tuple(range(nvidia_gpu_count()))
-    return group.gpus or (None,)
 
 
 def _devices(
