@@ -1,0 +1,29 @@
+#!/bin/sh
+# install_prometheus.sh DIRECTORY: Debian's prometheus and promtool into DIRECTORY/bin, for tests. Unpacked, not
+# installed: no service is set up, no root is needed.
+set -eu
+directory=$1
+
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || {
+    echo "error: the package \`prometheus\` comes from Debian's or Ubuntu's repositories; this system has no apt-get" >&2
+    exit 1
+}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# Only root's apt-get would download as another user, who cannot write into this directory.
+apt() {
+    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root "$@")
+}
+
+# Where there are no package lists, or outdated ones, it takes lists of its own and leaves the system's as they are.
+apt download prometheus >/dev/null 2>&1 || {
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
+    set -- -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache"
+    apt "$@" update
+    apt "$@" download prometheus
+}
+rm -rf "$directory"
+mkdir -p "$directory/bin"
+dpkg-deb -x "$work"/prometheus_*.deb "$work/unpacked"
+cp "$work/unpacked/usr/bin/prometheus" "$work/unpacked/usr/bin/promtool" "$directory/bin/"
+"$directory/bin/promtool" --version >/dev/null
