@@ -152,7 +152,7 @@ class TestAgreement:
             ),
             ("input { name: 'a' data_type: TYPE_INT64 dims: -1 }", "'a': config.pbtxt says [-1, -1]"),
             ("input { name: 'a' data_type: TYPE_INT64 dims: [ -1, 4 ] }", "'a': config.pbtxt says [-1, -1, 4]"),
-            ("output { name: 'c' data_type: TYPE_INT64 dims: -1 }", "output 'c': config.pbtxt says [-1, -1]"),
+            ("output { name: 'c' data_type: TYPE_INT64 dims: 5 }", "output 'c': config.pbtxt says [-1, 5]"),
             (
                 "input { name: 'a' data_type: TYPE_INT64 dims: [ 4 ] reshape { shape: [ 2, 2 ] } }",
                 "input 'a': config.pbtxt says [-1, 2, 2]",
@@ -181,10 +181,20 @@ class TestAgreement:
         message = fault(load, BATCHED + declared)
         assert "input 'a': model.onnx has shape [3, 4], which does not begin with a dimension that varies" in message
 
+    def test_a_first_dimension_of_1_will_do_for_batches_of_1(self, load: Load, model_file: Path) -> None:
+        add(model_file, (1, 4))
+        declared = "".join(f"{what} {{ name: '{name}' data_type: TYPE_INT64 dims: 4 }}" for what, name in TENSORS)
+        assert load("max_batch_size: 1\n" + declared).inputs[0].shape == (4,)
+        assert "which does not begin with a dimension that varies" in fault(load, "max_batch_size: 2\n" + declared)
+
     def test_a_request_may_be_held_to_a_size_that_the_file_leaves_open(self, load: Load, model_file: Path) -> None:
         write_identity(model_file)
         assert load(BATCHED + X.replace("-1", "7") + Y).inputs[0].shape == (7,)
         assert "output 'y': config.pbtxt says [-1, 7]" in fault(load, BATCHED + X + Y.replace("-1", "7"))
+
+    def test_an_output_may_be_said_to_vary_that_does_not(self, load: Load, model_file: Path) -> None:
+        write_identity(model_file, shape=("batch", 4))
+        assert load(BATCHED + X.replace("-1", "4") + Y).outputs[0].shape == (-1,)
 
     def test_without_a_batch_size_shapes_are_whole(self, load: Load, model_file: Path) -> None:
         add(model_file, (3, None))

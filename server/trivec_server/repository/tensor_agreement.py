@@ -115,15 +115,17 @@ class _File:
             if any(dim != 1 for dim in dims):
                 raise LoadError(f"{at}: config.pbtxt says {list(dims)}, {self.name} has a scalar: [ 1 ]; {_MEND}")
             return replace(spec, reshape=())
-        if self.max_batch_size and own.shape[:1] != (-1,):
+        # A file for batches of one row will do where there are no others.
+        if self.max_batch_size and own.shape[:1] != (-1,) and (own.shape[:1], self.max_batch_size) != ((1,), 1):
             raise LoadError(
                 f"{at}: {self.name} has shape {list(own.shape)}, which does not begin with a dimension that varies, "
                 f"but max_batch_size is {self.max_batch_size}: set max_batch_size to 0, and dims to the whole shape"
             )
-        whole = (-1, *dims) if self.max_batch_size else dims
-        # A request may bring any size where the file leaves it open; what comes back must be declared as it is.
-        same = len(whole) == len(own.shape) and all(
-            mine == theirs or (theirs == -1 and what == "input") for mine, theirs in zip(whole, own.shape, strict=True)
+        whole = (own.shape[0], *dims) if self.max_batch_size else dims
+        # Of the sizes that requests bring the file may take more than are declared, and give fewer than are declared.
+        taken, given = (whole, own.shape) if what == "input" else (own.shape, whole)
+        same = len(taken) == len(given) and all(
+            of_taken == of_given or of_given == -1 for of_taken, of_given in zip(taken, given, strict=True)
         )
         if not same:
             added = " (with the batch dimension, since max_batch_size is above 0)" if self.max_batch_size else ""
