@@ -21,14 +21,19 @@ PACKS = replace(PADS, pads=False)
 
 
 def make_slice(
-    *lengths: int, at: float = 0.0, level: int = 1, deadline: float | None = None, delay_at: float | None = None
+    *lengths: int,
+    at: float = 0.0,
+    level: int = 1,
+    deadline: float | None = None,
+    delay_at: float | None = None,
+    group: str | None = None,
 ) -> Pending[EmbedTicket]:
     """One request's texts of these lengths, queued at an instant. Each text's tokens are its row number."""
     task = EmbedTask(request_id="r", modes=Mode.DENSE, texts=["t"] * len(lengths), deadline=deadline)
     ticket = EmbedTicket(task, level, asyncio.Future(loop=_LOOP))
     rows = np.arange(len(lengths))
     token_ids = np.repeat(rows, lengths)
-    return Pending(ticket, token_ids, np.array(lengths, np.int64), rows, at, delay_at)
+    return Pending(ticket, token_ids, np.array(lengths, np.int64), rows, at, delay_at, group)
 
 
 def decide(
@@ -72,11 +77,14 @@ class Queue:
 
 
 slices = st.builds(
-    lambda lengths, at, level, delay_at: make_slice(*lengths, at=at, level=level, delay_at=delay_at),
+    lambda lengths, at, level, delay_at, group: make_slice(
+        *lengths, at=at, level=level, delay_at=delay_at, group=group
+    ),
     st.lists(st.integers(2, 200), min_size=1, max_size=8),
     st.floats(0, 5),
     st.integers(1, 3),
     st.none() | st.floats(0, 10),
+    st.none() | st.sampled_from("ab"),
 )
 queues = st.lists(slices, min_size=1, max_size=8)
 any_limits = st.builds(
@@ -123,6 +131,27 @@ def test_a_batch_has_at_most_max_rows_texts(waiting: list[Pending[EmbedTicket]],
 
 
 @given(queues, any_limits)
+def test_a_batch_holds_slices_of_one_group_only(waiting: list[Pending[EmbedTicket]], limits: BatchLimits) -> None:
+    queue = Queue(waiting)
+    while queue.waiting:
+        assert len({part.group for part in queue.take(limits, now=6.0)}) == 1
+
+
+@given(queues, any_limits)
+def test_where_requests_are_not_divided_each_is_taken_whole_and_one_too_large_alone(
+    waiting: list[Pending[EmbedTicket]], limits: BatchLimits
+) -> None:
+    queue = Queue(list(waiting))
+    limits = replace(limits, pads=False, splits=False)
+    while queue.waiting:
+        batch = queue.take(limits, now=6.0)
+        assert all(part in waiting for part in batch)
+        rows, tokens = sum(len(part.rows) for part in batch), sum(part.tokens for part in batch)
+        assert len(batch) == 1 or (rows <= limits.max_rows and tokens <= limits.token_budget)
+    assert sum(map(len, queue.batches)) == len(waiting)
+
+
+@given(queues, any_limits)
 def test_an_engine_that_pads_gets_texts_of_similar_length_or_few_tokens(
     waiting: list[Pending[EmbedTicket]], limits: BatchLimits
 ) -> None:
@@ -150,6 +179,44 @@ def test_a_text_larger_than_the_budget_runs_alone() -> None:
         queue = Queue([make_slice(5000), make_slice(5000)])
         tight = replace(limits, token_budget=1000)
         assert [sum(len(part.rows) for part in queue.take(tight)) for _ in range(2)] == [1, 1]
+
+
+ROWS = replace(PACKS, token_budget=4, max_rows=4, preferred_rows=4, splits=False)
+"""As for tensors: a row is a token."""
+
+
+def make_rows(count: int, at: float = 0.0, group: str | None = None, level: int = 1) -> Pending[EmbedTicket]:
+    return make_slice(*[1] * count, at=at, group=group, level=level)
+
+
+def test_undivided_requests_fill_a_batch_and_what_does_not_fit_is_passed_over() -> None:
+    first, second, third = make_rows(2, at=0.0), make_rows(3, at=0.1), make_rows(2, at=0.2)
+    assert taken_whole(decide([first, second, third], ROWS, now=1.0)) == [first, third]
+
+
+def test_an_undivided_request_above_the_limits_runs_alone_in_its_turn() -> None:
+    large, small = make_rows(9, at=0.0), make_rows(1, at=0.8)
+    queue = Queue([small, large])
+    assert queue.take(ROWS, now=1.0) == [small]
+    assert queue.take(ROWS, now=1.0) == [large]
+    assert taken_whole(decide([make_rows(1, at=4.9), large], ROWS, now=5.0)) == [large]
+
+
+def test_an_undivided_request_is_not_passed_over_for_ever() -> None:
+    """One with as many rows as fit, while single rows keep coming as fast as they are served."""
+    large, now = make_rows(4, at=0.0), 0.0
+    queue = Queue([large, make_rows(1), make_rows(1)])
+    while large not in queue.take(ROWS, now):
+        now += 4 * SECONDS_PER_TOKEN
+        assert now < 1, "starved"
+        queue.waiting += [make_rows(1, at=now) for _ in range(4)]
+
+
+def test_the_group_of_the_most_urgent_slice_is_taken() -> None:
+    old, new, other = make_rows(1, at=0.0, group="a"), make_rows(1, at=2.0, group="a"), make_rows(1, at=1.0, group="b")
+    assert taken_whole(decide([other, new, old], ROWS, now=3.0)) == [new, old]
+    urgent = make_rows(1, at=3.0, group="b", level=0)
+    assert taken_whole(decide([old, new, urgent, other], ROWS, now=3.0)) == [urgent, other]
 
 
 def test_nothing_is_taken_from_an_empty_queue() -> None:
@@ -234,6 +301,20 @@ def test_without_padding_a_text_above_the_budget_is_taken_alone_after_its_neighb
     limits = replace(PACKS, token_budget=100)
     batches = [sum(part.tokens for part in queue.take(limits)) for _ in range(2)]
     assert batches == [90, 500]
+
+
+def test_while_one_group_waits_for_company_another_that_need_not_is_taken() -> None:
+    limits = replace(ROWS, max_delay_s=0.5)
+    waiting, full = make_rows(1, at=1.0, group="a"), make_rows(4, at=1.25, group="b")
+    assert taken_whole(decide([waiting, full], limits, now=1.25)) == [full]
+    late = make_rows(1, at=0.5, group="b", level=2)
+    assert taken_whole(decide([waiting, late], limits, now=1.25)) == [late]
+
+
+def test_of_several_groups_that_wait_the_first_delay_to_end_wakes() -> None:
+    limits = replace(ROWS, max_delay_s=0.5)
+    queue = [make_rows(1, at=1.25, group="a", level=1), make_rows(1, at=1.0, group="b", level=2)]
+    assert decide(queue, limits, now=1.25) == Selection(dropped=[], wake_at=1.5)
 
 
 def test_nothing_waits_when_no_more_work_can_arrive() -> None:
