@@ -122,11 +122,9 @@ class _File:
                 f"but max_batch_size is {self.max_batch_size}: set max_batch_size to 0, and dims to the whole shape"
             )
         whole = (own.shape[0], *dims) if self.max_batch_size else dims
-        # Of the sizes that requests bring the file may take more than are declared, and give fewer than are declared.
-        taken, given = (whole, own.shape) if what == "input" else (own.shape, whole)
-        same = len(taken) == len(given) and all(
-            of_taken == of_given or of_given == -1 for of_taken, of_given in zip(taken, given, strict=True)
-        )
+        # The file may take more sizes than requests may bring, and give fewer than responses may hold.
+        wide, narrow = (own.shape, whole) if what == "input" else (whole, own.shape)
+        same = len(wide) == len(narrow) and all(size in (other, -1) for size, other in zip(wide, narrow, strict=True))
         if not same:
             added = " (with the batch dimension, since max_batch_size is above 0)" if self.max_batch_size else ""
             raise LoadError(f"{at}: config.pbtxt says {list(whole)}{added}, {self.name} has {list(own.shape)}; {_MEND}")
