@@ -364,6 +364,20 @@ async def test_a_batch_that_does_not_fit_into_memory_is_split_down_to_rows_of_re
     assert second.outputs["total"].tolist() == [[2], [3], [4], [5], [6]]
 
 
+async def test_parts_of_a_request_whose_outputs_differ_in_shape_fail_with_a_hint() -> None:
+    """As where an output's size depends on the numbers."""
+
+    def alter(outputs: Tensors) -> Tensors:
+        return {"same": outputs["same"][:, : int(outputs["same"].max())]}
+
+    script = TensorScript(rows_in_memory=1, alter=alter)
+    async with serving(script) as served:
+        with pytest.raises(ComputeError, match="differ in shape; send fewer rows"):
+            await served.pipeline.infer(floats([[1, 1], [2, 2]]))
+        statistics = served.pipeline.statistics.snapshot()
+    assert (statistics.success.count, counts(statistics)) == (0, {FailReason.BACKEND: 1})
+
+
 async def test_where_all_rows_are_alike_the_next_batches_are_smaller_at_once() -> None:
     script = TensorScript(sum_and_difference(width=2), rows_in_memory=2)
     row = np.ones((1, 2), np.int32)

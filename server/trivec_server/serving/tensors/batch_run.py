@@ -61,12 +61,16 @@ class TensorRunner(BatchRunner[TensorTicket]):
         requests = [_inputs(pending) for pending in batch.slices]
         rows = [len(pending.rows) for pending in batch.slices]
         finished: list[Ticket] = []
+        failed: list[tuple[Ticket, TrivecError]] = []
         for pending, outputs in zip(batch.slices, self._layout.split(requests, rows, output), strict=True):
             ticket = pending.ticket
             ticket.record_batch(batch.started_at, times.stages(batch))
-            if ticket.complete_rows(pending.rows, {name: outputs[name] for name in ticket.task.outputs}):
-                finished.append(ticket)
-        return Distributed(finished, [])
+            try:
+                if ticket.complete_rows(pending.rows, {name: outputs[name] for name in ticket.task.outputs}):
+                    finished.append(ticket)
+            except ComputeError as error:
+                failed.append((ticket, error))
+        return Distributed(finished, failed)
 
     def _computed_tokens(self, batch: Batch[TensorTicket]) -> int:
         return len(batch.tokens.lengths)

@@ -16,7 +16,7 @@ from trivec_server.serving.ticket import Ticket
 class TensorTicket(Ticket):
     """Tensors to be run. The engines' threads fill in the outputs, under the ticket's own lock."""
 
-    __slots__ = ("_parts", "task")
+    __slots__ = ("_outputs", "_parts", "task")
 
     def __init__(self, task: TensorTask, level: int, future: asyncio.Future[None]) -> None:
         super().__init__(
@@ -29,29 +29,33 @@ class TensorTicket(Ticket):
         )
         self.task = task
         self._parts: list[tuple[int, Mapping[str, NDArray[Any]]]] = []
+        self._outputs: Mapping[str, NDArray[Any]] = {}
 
     def complete_rows(self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]]) -> bool:
-        """Takes in the outputs of some rows (positions in the request, [R]). True if they were the last ones."""
-        with self._lock:
-            self._parts.append((int(rows[0]), outputs))
-            return self.count_done(len(rows))
-
-    def result(self) -> TensorResult:
         """
-        The whole result. Only after `complete_rows` said that the last rows are in.
+        Takes in the outputs of some rows (positions in the request, [R]). True if they were the last ones.
 
         Raises:
             ComputeError: the rows ran in several batches, and the shapes of their outputs do not fit together.
         """
-        timings = Timings(tokenize_us=0, queue_us=round(self.queue_s * 1e6), compute_us=self.stages.infer_ns // 1000)
-        if len(self._parts) == 1:
-            return TensorResult(self._parts[0][1], timings)
+        with self._lock:
+            self._parts.append((int(rows[0]), outputs))
+            is_complete = self.count_done(len(rows))
+            if is_complete:
+                self._outputs = outputs if len(self._parts) == 1 else self._joined()
+            return is_complete
+
+    def _joined(self) -> Mapping[str, NDArray[Any]]:
         parts = [outputs for _, outputs in sorted(self._parts, key=lambda part: part[0])]
         try:
-            joined = {name: np.concatenate([outputs[name] for outputs in parts]) for name in self.task.outputs}
+            return {name: np.concatenate([outputs[name] for outputs in parts]) for name in self.task.outputs}
         except ValueError as error:
             raise ComputeError(
                 "the request did not fit into memory at once, and the outputs of its parts differ in shape; send fewer "
                 "rows"
             ) from error
-        return TensorResult(joined, timings)
+
+    def result(self) -> TensorResult:
+        """The whole result. Only after `complete_rows` said that the last rows are in."""
+        timings = Timings(tokenize_us=0, queue_us=round(self.queue_s * 1e6), compute_us=self.stages.infer_ns // 1000)
+        return TensorResult(self._outputs, timings)
