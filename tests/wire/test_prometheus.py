@@ -74,13 +74,15 @@ def server(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def prometheus(server: ServingProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProcess]:
-    """Has seen the server before and after its requests."""
+    """Has seen the server before its requests, halfway through them and after them: a rate needs two values."""
     with scraping(server.metrics_port, tmp_path_factory.mktemp("prometheus")) as prometheus:
         with grpc.insecure_channel(server.target) as channel:
             stub = EmbeddingServiceStub(channel)
             for number in range(REQUESTS):
+                if number == REQUESTS // 2:
+                    prometheus.wait_for("nv_inference_request_success", lambda found: values(found) == [REQUESTS // 2])
                 stub.Embed(pb.EmbedRequest(texts=[f"text {number} of {part}" for part in range(TEXTS)]))
-        prometheus.wait_for("rate(nv_inference_request_success[1m]) > 0", bool)
+        prometheus.wait_for("nv_inference_request_success", lambda found: values(found) == [REQUESTS])
         yield prometheus
 
 
