@@ -1,10 +1,15 @@
 """Trivec's own series as models come, go and are replaced."""
 
-from trivec_server.metrics import Metrics
+import re
+from pathlib import Path
+
+from trivec_server.metrics import CacheUsage, Metrics
+from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.types import ModelVersion
 
 from tests.scraped import Scraped, read_scrape
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 KEY = ModelVersion("small", 1)
 LABELS = {"model": "small", "version": "1"}
 ENGINE_GAUGES = (
@@ -18,6 +23,27 @@ ENGINE_GAUGES = (
 
 def scrape(metrics: Metrics) -> Scraped:
     return read_scrape(metrics.exposition().decode())
+
+
+def test_every_series_is_documented() -> None:
+    metrics = Metrics()
+    metrics.watch_statistics(KEY, ModelStatistics().snapshot)
+    metrics.watch_cache(
+        lambda: CacheUsage(
+            entries=0,
+            size_bytes=0,
+            capacity_bytes=0,
+            hits=0,
+            misses=0,
+            evictions=0,
+            failures=0,
+            lookup_ns=0,
+            insertion_ns=0,
+        )
+    )
+    documented = set(re.findall(r"`((?:nv|trivec)_\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    names = {name for name in scrape(metrics).kinds if name.startswith(("nv_", "trivec_")) and "_created" not in name}
+    assert not names - documented
 
 
 def test_the_engine_of_a_version_that_was_loaded_again_is_the_newest() -> None:
