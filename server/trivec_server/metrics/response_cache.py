@@ -13,7 +13,8 @@ from trivec_server.metrics.exposition import Family, Sample
 class CacheUsage:
     """
     What the cache of this process holds, and what was asked of it since the server started. `lookup_ns` and
-    `insertion_ns` are the time that all lookups and insertions took.
+    `insertion_ns` are the time that all lookups and insertions took. `failures` are of a cache in another process:
+    calls that it did not answer, rows that were not written, damaged rows.
     """
 
     entries: int
@@ -22,6 +23,7 @@ class CacheUsage:
     hits: int
     misses: int
     evictions: int
+    failures: int
     lookup_ns: int
     insertion_ns: int
 
@@ -47,6 +49,11 @@ class CacheCollector(Collector):
         yield CounterMetricFamily("trivec_cache_hits", "Embeddings found in the response cache.", usage.hits)
         yield CounterMetricFamily("trivec_cache_misses", "Embeddings not found in it.", usage.misses)
         yield CounterMetricFamily("trivec_cache_evictions", "Embeddings put out of it for room.", usage.evictions)
+        yield CounterMetricFamily(
+            "trivec_cache_failures",
+            "Calls that the cache's server did not answer, rows that were not written, damaged rows.",
+            usage.failures,
+        )
 
     def triton_families(self) -> Iterator[Family]:
         """Triton's `nv_cache_*` of the whole cache; gauges there, though most of them only grow."""

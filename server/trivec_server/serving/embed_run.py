@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -25,7 +26,7 @@ from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
 from trivec_server.serving.batcher import Batch, Batcher
-from trivec_server.serving.cache.model_cache import ModelCache, own_memory
+from trivec_server.serving.cache.model_cache import ModelCache
 from trivec_server.serving.cache.repeats import Repeats, find_repeats
 from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.device import Device
@@ -81,6 +82,7 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
         super().__init__(batcher, metrics, statistics, loop)
         self._engine = engine
         self._cache = cache
+        self._computed: list[tuple[Pending[EmbedTicket], _Parts]] = []
         self.depth = 2 if isinstance(engine, OverlappingEngine) else 1
 
     def _start(self, batch: Batch[EmbedTicket]) -> Begun[EmbedTicket]:
@@ -96,6 +98,17 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
         else:
             running = _AtOnce(self._engine, tokens, modes, half)
         return Begun(batch, running if repeats is None else _Repeated(running, repeats), begun_at)
+
+    def finish(self, begun: Begun[EmbedTicket]) -> Sequence[Batch[EmbedTicket]]:
+        """As `BatchRunner.finish`. What is new goes into the cache once the requests have their answers."""
+        again = super().finish(begun)
+        if self._cache is not None and self._computed:
+            computed, self._computed = self._computed, []
+            try:
+                self._cache.keep(_cached_rows(computed, self._cache))
+            except Exception as error:  # noqa: BLE001 - for lack of memory; nothing is lost by it
+                _log.error("the response cache failed: results are not kept", exc_info=error)
+        return again
 
     def _distribute(self, batch: Batch[EmbedTicket], output: EngineOutput, times: BatchTimes) -> Distributed:
         bad_rows = _non_finite_rows(batch.tokens, output) if output.non_finite_rows is None else output.non_finite_rows
@@ -124,7 +137,7 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
                 if ticket.complete_rows(pending.rows, *parts):
                     finished.append(ticket)
                 if self._cache is not None:
-                    self._cache.keep(_cached_rows(pending, parts, self._cache))
+                    self._computed.append((pending, parts))
             start = end
         return Distributed(finished, failed)
 
@@ -176,22 +189,20 @@ class _Parts(NamedTuple):
     multi_vector: list[Vectors] | None
 
 
-def _cached_rows(pending: Pending[EmbedTicket], parts: _Parts, cache: ModelCache) -> list[tuple[bytes, CachedRow]]:
-    """A slice's results for the cache, with memory of their own."""
-    dense, sparse, multi_vector = parts
-    return [
-        (
-            cache.key(pending.ticket.task, ids),
-            own_memory(
+def _cached_rows(
+    computed: Sequence[tuple[Pending[EmbedTicket], _Parts]], cache: ModelCache
+) -> Iterator[tuple[bytes, CachedRow]]:
+    """The results of some slices for the cache, as views."""
+    for pending, (dense, sparse, multi_vector) in computed:
+        for row, ids in enumerate(pending.sequences()):
+            yield (
+                cache.key(pending.ticket.task, ids),
                 CachedRow(
                     None if dense is None else dense[row],
                     None if sparse is None else sparse[row],
                     None if multi_vector is None else multi_vector[row],
-                )
-            ),
-        )
-        for row, ids in enumerate(pending.sequences())
-    ]
+                ),
+            )
 
 
 def _own_rows(rows: Vectors | None, start: int, end: int) -> Vectors | None:

@@ -117,7 +117,7 @@ class TextSliceMaker:
             if len(shares) > 1:
                 # The fault is in one of them: each on its own.
                 return [pending for share in shares for pending in self.make([share])]
-            self._fail_share(shares[0], error)
+            self._fail_ticket(shares[0].ticket, error, "the tokenizer")
             return []
         slices = []
         now = time.monotonic()
@@ -130,24 +130,34 @@ class TextSliceMaker:
                     packed = [self._checked_ids(task, index) for index in range(share.start, share.end)]
                 slices.append(self._slice(share, packed, now))
             except Exception as error:  # noqa: BLE001 - concerns this request only; the thread goes on
-                self._fail_share(share, error)
+                self._fail_ticket(share.ticket, error, "the tokenizer")
         self._metrics.tokenize_duration_s.observe(time.monotonic() - started_at)
-        return slices if self._cache is None else self._take_from_cache(slices, self._cache)
+        return slices if self._cache is None or not slices else self._take_from_cache(slices, self._cache)
 
     def _take_from_cache(self, slices: Sequence[Pending[EmbedTicket]], cache: ModelCache) -> list[Pending[EmbedTicket]]:
         """Gives requests the rows that are known, in one look for all; returns what is left to compute."""
         keys = [cache.key(pending.ticket.task, ids) for pending in slices for ids in pending.sequences()]
-        found = iter(cache.look_up(keys))
+        try:
+            found = iter(cache.look_up(keys))
+        except Exception as error:  # noqa: BLE001 - nothing is lost by it; the thread goes on
+            _log.error("the response cache failed: texts are computed", exc_info=error)
+            return list(slices)
         left: list[Pending[EmbedTicket]] = []
         finished: list[EmbedTicket] = []
         for pending in slices:
+            ticket = pending.ticket
             rows = list(islice(found, len(pending.rows)))
             known = [index for index, row in enumerate(rows) if row is not None]
-            rest: Pending[EmbedTicket] | None = pending
-            if known:
+            if not known:
+                left.append(pending)
+                continue
+            try:
                 hit, rest = pending.split(np.array(known))
-                if hit.ticket.complete_cached(hit.rows, [row for row in rows if row is not None]):
-                    finished.append(hit.ticket)
+                if ticket.complete_cached(hit.rows, [row for row in rows if row is not None]):
+                    finished.append(ticket)
+            except Exception as error:  # noqa: BLE001 - for lack of memory; concerns this request only
+                self._fail_ticket(ticket, error, "the response cache")
+                continue
             if rest is not None:
                 left.append(rest)
         if finished:
@@ -221,13 +231,13 @@ class TextSliceMaker:
                 "fewer texts, ask for a smaller `encoding`, or use EmbedStream"
             )
 
-    def _fail_share(self, share: Share[EmbedTicket], error: BaseException) -> None:
+    def _fail_ticket(self, ticket: EmbedTicket, error: BaseException, what: str) -> None:
         # The rest of the request must not be tokenized; the event loop hears of it a moment later.
-        share.ticket.abandoned = True
+        ticket.abandoned = True
         if not isinstance(error, TrivecError):
-            _log.error("tokenizer failed", request_id=share.ticket.task.request_id, exc_info=error)
-            error = ComputeError("the tokenizer failed on this request")
-        self._fail(share.ticket, error)
+            _log.error(f"{what} failed", request_id=ticket.task.request_id, exc_info=error)
+            error = ComputeError(f"{what} failed on this request")
+        self._fail(ticket, error)
 
 
 def _advance(progress: _Progress, characters: int) -> int:

@@ -2,9 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Iterable, Sequence
 
 from trivec_server.backends.interface import EngineInfo
 from trivec_server.metrics.statistics import ModelStatistics
@@ -14,7 +12,7 @@ from trivec_server.serving.request import EmbedTask, VectorEncoding
 
 
 class ModelCache:
-    """Looks rows up and keeps them, under keys that hold everything that decides a row."""
+    """Looks rows up and keeps them, under keys that hold everything that decides a row. Thread-safe."""
 
     def __init__(
         self, store: RowStore, content_digest: str, program_version: str, info: EngineInfo, statistics: ModelStatistics
@@ -39,17 +37,6 @@ class ModelCache:
             self._statistics.cache_looked_up(hit=row is not None, ns=each_ns)
         return found
 
-    def keep(self, rows: Sequence[tuple[bytes, CachedRow]]) -> None:
-        """Keeps computed rows."""
-        self._store.put_many(rows)
-
-
-def own_memory(row: CachedRow) -> CachedRow:
-    """The row with copies of its arrays: views would keep whole batches in memory."""
-    return CachedRow(
-        None if row.dense is None else row.dense.copy(),
-        None
-        if row.sparse is None
-        else row.sparse._replace(ids=row.sparse.ids.copy(), weights=row.sparse.weights.copy()),
-        None if row.multi_vector is None else np.array(row.multi_vector),
-    )
+    def keep(self, rows: Iterable[tuple[bytes, CachedRow]]) -> None:
+        """Keeps copies of computed rows, one of each key."""
+        self._store.put_many([(key, row.copy()) for key, row in dict(rows).items()])

@@ -1,137 +1,274 @@
 """
 Rows in a Redis server, for several servers together.
 
-Redis is never waited for long and never needed: what does not answer in time is a miss. Rows are written by a thread of
-this store's own.
+Redis is never needed and never waited for long. One thread of the store's own connects and writes; requests only read,
+over a connection that has answered, and take what does not come at once for a miss. While Redis is away they do not
+even try.
 """
 
-import queue
+import math
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
-from trivec_server.errors import LoadError
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
 from trivec_server.logs import get_logger
+from trivec_server.metrics import CacheUsage
 from trivec_server.serving.cache.row import CachedRow
-from trivec_server.settings import CacheSettings
-
-if TYPE_CHECKING:
-    import redis
+from trivec_server.serving.cache.store import LookupCounts
+from trivec_server.settings import MIB, CacheSettings
 
 _log = get_logger(__name__)
 
 _PREFIX = b"trivec:"
-_TIMEOUT_S = 0.1
+_READ_TIMEOUT_S = 0.1
+_WRITE_TIMEOUT_S = 1.0
+_LOOKUP_S = 0.25
+_LOOKUP_KEYS = 64
 _AWAY_S = 1.0
-_WRITE_QUEUE_BATCHES = 256
-_Rows = list[tuple[bytes, CachedRow]]
+_START_S = 1.0
+_CLOSE_S = 2.0
+_MAX_WAITING_BYTES = 64 * MIB
+_WRITE_BYTES = 4 * MIB
+_SAY_AGAIN_S = 60.0
+_Rows = Sequence[tuple[bytes, CachedRow]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Link:
+    """A Redis server that has answered: a client for requests, which cannot wait, and one for the store's thread."""
+
+    reading: Redis
+    writing: Redis
+
+    def close(self) -> None:
+        self.reading.close()
+        self.writing.close()
 
 
 class RedisStore:
-    """A client of one Redis server. After a failure it is left alone for a second."""
+    """A client of one Redis server."""
 
-    def __init__(
-        self,
-        settings: CacheSettings,
-        *,
-        on_failure: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: CacheSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         """
-        `on_failure` is called, on any thread, for each call that Redis did not answer and each batch that was not
-        written.
-
-        Raises:
-            LoadError: the package redis is missing.
+        Waits up to a second for Redis to answer, so that the log of the start tells of it, and goes on in any case.
         """
-        self._client = _connect(settings)
-        self._ttl_s = settings.ttl_s
-        self._on_failure = on_failure
+        self._settings = settings
         self._clock = clock
-        self._away_until = 0.0
-        self._writes: queue.Queue[_Rows | None] = queue.Queue(_WRITE_QUEUE_BATCHES)
-        self._writer = threading.Thread(target=self._write, name="redis cache", daemon=True)
-        self._writer.start()
+        self._address = f"{settings.host}:{settings.port}"
+        self._counts = LookupCounts()
+        self._changed = threading.Condition()
+        self._link: _Link | None = None
+        self._waiting: deque[_Rows] = deque()
+        self._waiting_bytes = 0
+        self._closing = False
+        self._said_at: dict[tuple[str, str], float] = {}
+        self._tried = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="redis cache", daemon=True)
+        self._thread.start()
+        self._tried.wait(_START_S)
 
     def get_many(self, keys: Sequence[bytes], multi_vector_dimension: int) -> list[CachedRow | None]:
-        """The rows of some keys, in one round trip."""
-        if not keys or self._clock() < self._away_until:
-            return [None] * len(keys)
-        try:
-            values = cast("list[bytes | None]", self._client.mget([_PREFIX + key for key in keys]))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the texts are computed
-            self._failed("read from", error)
-            return [None] * len(keys)
-        return [self._decoded(value, multi_vector_dimension) for value in values]
+        """The rows of some keys, as far as Redis gives them at once."""
+        started_ns = time.monotonic_ns()
+        found: list[CachedRow | None] = [None] * len(keys)
+        link = self._link
+        if link is not None:
+            values = self._read(link, keys)
+            for index, (key, value) in enumerate(zip(keys, values, strict=False)):
+                found[index] = None if value is None else self._decoded(key, value, multi_vector_dimension)
+        self._counts.looked_up(found, started_ns)
+        return found
 
-    def put_many(self, rows: Iterable[tuple[bytes, CachedRow]]) -> None:
-        """Hands rows to the writer; drops them if it cannot keep up."""
-        try:
-            self._writes.put_nowait(list(rows))
-        except queue.Full:
-            self._on_failure()
+    def put_many(self, rows: _Rows) -> None:
+        """Hands rows to the store's thread. They are lost while Redis is away, or if it cannot keep up."""
+        size = _nbytes(rows)
+        with self._changed:
+            if self._link is None or self._closing or not rows:
+                return
+            fits = not self._waiting or self._waiting_bytes + size <= _MAX_WAITING_BYTES
+            if fits:
+                self._waiting.append(rows)
+                self._waiting_bytes += size
+                self._changed.notify()
+        if not fits:
+            self._counts.failed()
 
-    @property
-    def size_bytes(self) -> int:
-        """None of it is in this process."""
-        return 0
-
-    @property
-    def entries(self) -> int:
-        """None of them is in this process."""
-        return 0
+    def usage(self) -> CacheUsage:
+        """What was asked of it; nothing of it is in this process."""
+        return self._counts.usage()
 
     def close(self) -> None:
-        """Writes what waits, and ends the writer."""
-        self._writes.put(None)
-        self._writer.join()
-        self._client.close()
+        """Writes what waits, for up to two seconds, and lets go of Redis."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(_CLOSE_S)
+        with self._changed:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
-    def _write(self) -> None:
+    def _run(self) -> None:
+        """The store's own thread."""
+        self._connect()
+        self._tried.set()
         while True:
-            rows = self._writes.get()
-            if rows is None:
+            link, rows = self._wait()
+            if link is not None and rows:
+                self._write(link, rows)
+            elif self._closing:
                 return
-            if self._clock() < self._away_until:
-                self._on_failure()
-                continue
-            try:
-                with self._client.pipeline(transaction=False) as pipeline:
-                    for key, row in rows:
-                        pipeline.set(_PREFIX + key, row.to_bytes(), ex=self._ttl_s)
-                    pipeline.execute()
-            except Exception as error:  # noqa: BLE001 - rows may be lost at any time
-                self._failed("written to", error)
+            elif link is None:
+                self._connect()
 
-    def _decoded(self, value: bytes | None, multi_vector_dimension: int) -> CachedRow | None:
-        if value is None:
-            return None
+    def _wait(self) -> tuple[_Link | None, _Rows]:
+        """Waits for rows to write, for the time to connect again, or for the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._link is None)
+            if self._link is None:
+                self._changed.wait_for(lambda: self._closing, _AWAY_S)
+                return None, ()
+            rows = self._waiting.popleft() if self._waiting else ()
+            self._waiting_bytes -= _nbytes(rows)
+            return self._link, rows
+
+    def _connect(self) -> None:
         try:
-            return CachedRow.from_bytes(value, multi_vector_dimension)
+            link = _open_link(self._settings)
+        except Exception as error:  # noqa: BLE001 - whatever it is, texts are computed
+            self._counts.failed()
+            self._say(_log.warning, "response cache: Redis cannot be reached, texts are computed", error)
+            return
+        with self._changed:
+            if self._closing:
+                link.close()
+                return
+            self._link = link
+        self._say(_log.info, "response cache: Redis answers")
+
+    def _read(self, link: _Link, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of the first keys, or of all."""
+        values: list[bytes | None] = []
+        ends_at = self._clock() + _LOOKUP_S
+        try:
+            for start in range(0, len(keys), _LOOKUP_KEYS):
+                if start and self._clock() > ends_at:
+                    # To compute the others may well be faster.
+                    break
+                asked = [_PREFIX + key for key in keys[start : start + _LOOKUP_KEYS]]
+                values += cast("list[bytes | None]", link.reading.mget(asked))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the texts are computed
+            self._failed(link, "read from", error)
+        return values
+
+    def _write(self, link: _Link, rows: _Rows) -> None:
+        started_ns = time.monotonic_ns()
+        try:
+            for some in _portions(rows):
+                with link.writing.pipeline(transaction=False) as pipeline:
+                    for key, row in some:
+                        pipeline.set(_PREFIX + key, row.to_bytes(key), ex=self._settings.ttl_s)
+                    # An error that the pipeline raises would have the values in its text.
+                    answers = pipeline.execute(raise_on_error=False)
+                refused = next((answer for answer in answers if isinstance(answer, Exception)), None)
+                if refused is not None:
+                    raise refused  # noqa: TRY301 - it is handled as if it had been raised
+        except Exception as error:  # noqa: BLE001 - rows may be lost at any time
+            self._failed(link, "written to", error)
+        else:
+            self._counts.inserted(started_ns)
+
+    def _decoded(self, key: bytes, value: bytes, multi_vector_dimension: int) -> CachedRow | None:
+        try:
+            return CachedRow.from_bytes(key, value, multi_vector_dimension)
         except ValueError as error:
-            _log.warning("a row in the response cache is damaged: computed again", reason=str(error))
-            self._on_failure()
+            self._counts.failed()
+            self._say(_log.warning, "response cache: a row in Redis is damaged and computed again", error)
             return None
 
-    def _failed(self, what: str, error: Exception) -> None:
-        self._away_until = self._clock() + _AWAY_S
-        self._on_failure()
-        # Its message may name the address, which the operator knows, but never a password.
-        _log.warning(f"the response cache cannot be {what}: texts are computed", reason=type(error).__name__)
+    def _failed(self, link: _Link, what: str, error: Exception) -> None:
+        """A call to Redis has failed. Unless Redis itself said so, it is left alone for a while."""
+        self._counts.failed()
+        if isinstance(error, ResponseError):
+            self._say(_log.warning, f"response cache: Redis cannot be {what}, texts are computed", error)
+            return
+        with self._changed:
+            is_first = self._link is link
+            if is_first:
+                self._link = None
+                self._waiting.clear()
+                self._waiting_bytes = 0
+                self._changed.notify()
+        if is_first:
+            link.close()
+            self._say(_log.warning, f"response cache: Redis cannot be {what}, texts are computed", error)
+
+    def _say(self, log: Callable[..., None], event: str, error: Exception | None = None) -> None:
+        """Logs an event unless the same has been said within a minute: the metrics count every failure."""
+        reason = "" if error is None else str(error) or type(error).__name__
+        now = self._clock()
+        if now - self._said_at.get((event, reason), -math.inf) >= _SAY_AGAIN_S:
+            self._said_at[event, reason] = now
+            log(event, address=self._address, **({"reason": reason} if reason else {}))
 
 
-def _connect(settings: CacheSettings) -> "redis.Redis":
-    try:
-        import redis  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise LoadError("--cache-config redis needs the package redis: pip install 'trivec[redis]'") from error
-    return redis.Redis(
-        host=settings.host,
+def _open_link(settings: CacheSettings) -> _Link:
+    """
+    Connects to the first address of the host that answers.
+
+    The clients get the address, not the name: to look a name up may take long, and they connect again by themselves.
+    """
+    failure: Exception = OSError("its name has no address")
+    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    for address in dict.fromkeys(str(each[4][0]) for each in found):
+        link = _Link(_client(settings, address, _READ_TIMEOUT_S), _client(settings, address, _WRITE_TIMEOUT_S))
+        try:
+            link.reading.ping()
+            link.writing.ping()
+        except Exception as error:  # noqa: BLE001 - the next address may answer
+            link.close()
+            failure = error
+        else:
+            return link
+    raise failure
+
+
+def _client(settings: CacheSettings, address: str, timeout_s: float) -> Redis:
+    return Redis(
+        host=address,
         port=settings.port,
         username=settings.username,
         password=settings.password,
         db=settings.database,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        protocol=2,
+        # By default it tries ten times, with pauses.
+        retry=Retry(NoBackoff(), 0),
     )
+
+
+def _portions(rows: _Rows) -> list[_Rows]:
+    """Rows in portions of some megabytes: each has the timeout for itself."""
+    portions: list[list[tuple[bytes, CachedRow]]] = []
+    size = _WRITE_BYTES
+    for each in rows:
+        if size >= _WRITE_BYTES:
+            portions.append([])
+            size = 0
+        portions[-1].append(each)
+        size += each[1].nbytes
+    return list(portions)
+
+
+def _nbytes(rows: _Rows) -> int:
+    return sum(row.nbytes for _, row in rows)

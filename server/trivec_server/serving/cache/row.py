@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,80 +13,95 @@ from trivec_server.backends.interface import Vectors
 from trivec_server.serving.request import SparseRow
 from trivec_server.types import Mode
 
-_ENTRY_OVERHEAD_BYTES = 400
-"""About what an entry takes beside its numbers: the key, the arrays' headers, the table's slot."""
-_HEADER = struct.Struct("<4sBBIII")
+_ENTRY_OVERHEAD_BYTES = 350
+_ARRAY_OVERHEAD_BYTES = 130
+"""What an entry takes beside its numbers, measured: the key, the table's slot, the row; the header of each array."""
+_HEADER = struct.Struct("<4sBBxxIIII")
+_CHECKED_BYTES = _HEADER.size - 4
 _MAGIC = b"TRV1"
-_DTYPES: tuple[type[np.float32 | np.float16], ...] = (np.float32, np.float16)
+_HALF_DENSE = 1
+_HALF_MULTI_VECTOR = 2
 _NumberT = TypeVar("_NumberT", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedRow:
     """
-    The embeddings of one text, with memory of their own: `dense` [D], `sparse`, `multi_vector` [tokens - 1, D]. A part
-    is None if it was not asked for.
+    The embeddings of one text, in arrays that nobody writes to: `dense` [D], `sparse`, `multi_vector` [tokens - 1, D].
+    A part is None if it was not asked for.
     """
 
     dense: Vectors | None
     sparse: SparseRow | None
     multi_vector: Vectors | None
 
+    def copy(self) -> "CachedRow":
+        """The row with memory of its own, read-only: views would keep whole batches in memory."""
+        return CachedRow(
+            None if self.dense is None else _own(self.dense),
+            None if self.sparse is None else SparseRow(_own(self.sparse.ids), _own(self.sparse.weights)),
+            None if self.multi_vector is None else _own(self.multi_vector),
+        )
+
     @property
     def nbytes(self) -> int:
         """About what the entry takes in memory."""
-        size = _ENTRY_OVERHEAD_BYTES
-        if self.dense is not None:
-            size += self.dense.nbytes
-        if self.sparse is not None:
-            size += self.sparse.ids.nbytes + self.sparse.weights.nbytes
-        if self.multi_vector is not None:
-            size += self.multi_vector.nbytes
-        return size
+        arrays: list[NDArray[np.generic]] = [*(self.sparse or ())]
+        arrays += [part for part in (self.dense, self.multi_vector) if part is not None]
+        return _ENTRY_OVERHEAD_BYTES + sum(array.nbytes + _ARRAY_OVERHEAD_BYTES for array in arrays)
 
-    def to_bytes(self) -> bytes:
-        """The row for a store outside this process: a header, then the arrays, little-endian."""
-        parts = 0
-        half = False
+    def to_bytes(self, key: bytes) -> bytes:
+        """
+        The row for a store outside this process: a header, then the arrays, little-endian. The last number of the
+        header is a checksum over the key and all else.
+        """
+        parts, halves = 0, 0
         pieces = []
-        if self.dense is not None:
-            parts, half = parts | Mode.DENSE.value, self.dense.dtype == np.float16
-            pieces.append(self.dense.tobytes())
+        dimension, entries, vectors = 0, 0, 0
         if self.sparse is not None:
             parts |= Mode.SPARSE.value
+            entries = len(self.sparse.ids)
             pieces += [self.sparse.ids.tobytes(), self.sparse.weights.tobytes()]
+        if self.dense is not None:
+            parts |= Mode.DENSE.value
+            halves |= _HALF_DENSE if self.dense.dtype == np.float16 else 0
+            dimension = len(self.dense)
+            pieces.append(self.dense.tobytes())
         if self.multi_vector is not None:
-            parts, half = parts | Mode.MULTI_VECTOR.value, self.multi_vector.dtype == np.float16
+            parts |= Mode.MULTI_VECTOR.value
+            halves |= _HALF_MULTI_VECTOR if self.multi_vector.dtype == np.float16 else 0
+            vectors = len(self.multi_vector)
             pieces.append(self.multi_vector.tobytes())
-        dimension = 0 if self.dense is None else len(self.dense)
-        entries = 0 if self.sparse is None else len(self.sparse.ids)
-        vectors = 0 if self.multi_vector is None else len(self.multi_vector)
-        return b"".join([_HEADER.pack(_MAGIC, parts, half, dimension, entries, vectors), *pieces])
+        checked = _HEADER.pack(_MAGIC, parts, halves, dimension, entries, vectors, 0)[:_CHECKED_BYTES]
+        return b"".join([checked, _checksum(key, checked, *pieces).to_bytes(4, "little"), *pieces])
 
     @classmethod
-    def from_bytes(cls, data: bytes, multi_vector_dimension: int) -> "CachedRow":
+    def from_bytes(cls, key: bytes, data: bytes, multi_vector_dimension: int) -> "CachedRow":
         """
-        The row that `to_bytes` wrote.
+        The row that `to_bytes` wrote under this key.
 
         Raises:
             ValueError: the bytes are of no such row.
         """
         if len(data) < _HEADER.size:
             raise ValueError("too short")
-        magic, parts, half, dimension, entries, vectors = _HEADER.unpack_from(data)
-        if magic != _MAGIC or half not in (0, 1):
-            raise ValueError("not a row of this version")
+        magic, parts, halves, dimension, entries, vectors, checksum = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            raise ValueError("not a row of this format")
+        whole = memoryview(data)
+        if checksum != _checksum(key, whole[:_CHECKED_BYTES], whole[_HEADER.size :]):
+            raise ValueError("its checksum is wrong")
         reader = _Reader(data)
-        modes, dtype = Mode(parts), _DTYPES[half]
+        modes = Mode(parts)
+        sparse: SparseRow | None = None
         dense: Vectors | None = None
         multi_vector: Vectors | None = None
-        if Mode.DENSE in modes:
-            dense = reader.take(dimension, dtype)
-        sparse = None
         if Mode.SPARSE in modes:
             sparse = SparseRow(reader.take(entries, np.uint32), reader.take(entries, np.float32))
+        if Mode.DENSE in modes:
+            dense = reader.take_vectors(dimension, half=bool(halves & _HALF_DENSE))
         if Mode.MULTI_VECTOR in modes:
-            flat = reader.take(vectors * multi_vector_dimension, dtype)
+            flat = reader.take_vectors(vectors * multi_vector_dimension, half=bool(halves & _HALF_MULTI_VECTOR))
             multi_vector = flat.reshape(vectors, multi_vector_dimension)  # [T, D]
         reader.finish()
         return cls(dense, sparse, multi_vector)
@@ -106,6 +122,11 @@ class _Reader:
         self._at += size
         return array
 
+    def take_vectors(self, count: int, *, half: bool) -> Vectors:
+        if half:
+            return self.take(count, np.float16)
+        return self.take(count, np.float32)
+
     def finish(self) -> None:
         if self._at != len(self._data):
             raise ValueError("too long")
@@ -117,3 +138,17 @@ def row_key(version_digest: bytes, modes: Mode, half: bool, token_ids: bytes) ->
     do, and the token ids (int64, with prefix and after truncation). Two different requests never share an entry.
     """
     return hashlib.sha256(b"%s%c%c%s" % (version_digest, modes.value, half, token_ids)).digest()
+
+
+def _checksum(key: bytes, *pieces: bytes | memoryview) -> int:
+    """CRC-32 over the key and some bytes: a row that lies under another key is damaged, too."""
+    checksum = zlib.crc32(key)
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _own(array: NDArray[_NumberT]) -> NDArray[_NumberT]:
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
