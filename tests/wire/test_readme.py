@@ -254,7 +254,7 @@ def test_make_test_runs_the_tests(checkout: Checkout, first_start: str) -> None:
         check=True,
     )
     # Before it, what other servers and clients the tests need is installed.
-    assert done.stdout.splitlines()[-1] == '.venv/bin/python -m pytest -m "not torch"'
+    assert done.stdout.rstrip().splitlines()[-1] == '.venv/bin/python -m pytest -m "not torch"'
     assert re.search(rf"^step {command}$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
 
 
