@@ -82,7 +82,6 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
         super().__init__(batcher, metrics, statistics, loop)
         self._engine = engine
         self._cache = cache
-        self._computed: list[tuple[Pending[EmbedTicket], _Parts]] = []
         self.depth = 2 if isinstance(engine, OverlappingEngine) else 1
 
     def _start(self, batch: Batch[EmbedTicket]) -> Begun[EmbedTicket]:
@@ -99,22 +98,12 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
             running = _AtOnce(self._engine, tokens, modes, half)
         return Begun(batch, running if repeats is None else _Repeated(running, repeats), begun_at)
 
-    def finish(self, begun: Begun[EmbedTicket]) -> Sequence[Batch[EmbedTicket]]:
-        """As `BatchRunner.finish`. What is new goes into the cache once the requests have their answers."""
-        again = super().finish(begun)
-        if self._cache is not None and self._computed:
-            computed, self._computed = self._computed, []
-            try:
-                self._cache.keep(_cached_rows(computed, self._cache))
-            except Exception as error:  # noqa: BLE001 - for lack of memory; nothing is lost by it
-                _log.error("the response cache failed: results are not kept", exc_info=error)
-        return again
-
     def _distribute(self, batch: Batch[EmbedTicket], output: EngineOutput, times: BatchTimes) -> Distributed:
         bad_rows = _non_finite_rows(batch.tokens, output) if output.non_finite_rows is None else output.non_finite_rows
         sparse = _sparse_rows(batch.tokens, output)
         finished: list[Ticket] = []
         failed: list[tuple[Ticket, TrivecError]] = []
+        computed: list[tuple[Pending[EmbedTicket], _Parts]] = []
         start = 0
         for pending in batch.slices:
             end = start + len(pending.rows)
@@ -137,9 +126,18 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
                 if ticket.complete_rows(pending.rows, *parts):
                     finished.append(ticket)
                 if self._cache is not None:
-                    self._computed.append((pending, parts))
+                    computed.append((pending, parts))
             start = end
+        if self._cache is not None:
+            self._keep(computed, self._cache)
         return Distributed(finished, failed)
+
+    def _keep(self, computed: "Sequence[tuple[Pending[EmbedTicket], _Parts]]", cache: ModelCache) -> None:
+        """Puts results into the cache before they are given out: whoever has an answer finds it there."""
+        try:
+            cache.keep(_cached_rows(computed, cache))
+        except Exception as error:  # noqa: BLE001 - for lack of memory; nothing is lost by it
+            _log.error("the response cache failed: results are not kept", exc_info=error)
 
     def _observe(self, batch: Batch[EmbedTicket], output: EngineOutput, compute_s: float) -> None:
         super()._observe(batch, output, compute_s)
