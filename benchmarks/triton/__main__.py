@@ -97,13 +97,13 @@ class Measurer:
             if client == "perf_analyzer":
                 self._analyze(target, servers.READY, "short", key)
             else:
-                message = {"client": client, "items": f"infer, {name}", "method": _INFER, "target": target}
+                message = {"client": client, "items": f"ready, {name}", "method": _INFER, "target": target}
                 self._ask(message, key, ROWS[name])
 
     def calls(self, target: str, name: str) -> None:
         """ModelInfer and Embed of one server, the same texts and an equally light client."""
-        for call, method, items in (("ModelInfer", _INFER, "infer"), ("Embed", _EMBED, "embed")):
-            message = {"client": "bytes", "items": f"{items}, {name}", "method": method, "target": target}
+        for call, method in (("ModelInfer", _INFER), ("Embed", _EMBED)):
+            message = {"client": "bytes", "items": f"{call}, {name}", "method": method, "target": target}
             self._ask(message, (f"calls, {name}", "bytes", IN_FLIGHT, call), ROWS[name])
 
     def _ask(self, message: Mapping[str, object], key: tuple[str, str, int, str], rows: int = 1) -> None:
@@ -127,17 +127,22 @@ def write_items(plan: Plan) -> None:
         write_texts(plan.data(name), texts)
     for count, rows in ROWS.items():
         parts = [[short.texts[(start + row) % _TEXTS] for row in range(rows)] for start in range(0, _TEXTS, rows)]
-        (plan.folder / f"infer, {count}").write_text("\n".join(infer_request(part).hex() for part in parts))
-        (plan.folder / f"embed, {count}").write_text("\n".join(embed_request(part).hex() for part in parts))
+        messages = {
+            "ready": [infer_request(part, "vector") for part in parts],
+            "ModelInfer": [infer_request(part, "dense") for part in parts],
+            "Embed": [embed_request(part) for part in parts],
+        }
+        for call, made in messages.items():
+            (plan.folder / f"{call}, {count}").write_text("\n".join(message.hex() for message in made))
 
 
-def infer_request(texts: Sequence[str]) -> bytes:
-    """Dense vectors of some texts from the model `ready`."""
+def infer_request(texts: Sequence[str], output: str) -> bytes:
+    """Some texts to the model `ready`."""
     encoded = [text.encode() for text in texts]
     request = kserve.ModelInferRequest(
         model_name=servers.READY,
         inputs=[kserve.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[len(texts), 1])],
-        outputs=[kserve.ModelInferRequest.InferRequestedOutputTensor(name="dense")],
+        outputs=[kserve.ModelInferRequest.InferRequestedOutputTensor(name=output)],
         raw_input_contents=[b"".join(len(text).to_bytes(4, "little") + text for text in encoded)],
     )
     return request.SerializeToString()

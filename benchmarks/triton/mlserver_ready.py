@@ -14,10 +14,10 @@ MAX_ROWS = 1024
 
 class ReadyModel(MLModel):  # type: ignore[misc, unused-ignore]
     async def load(self) -> bool:
-        self._dense = np.full((MAX_ROWS, DIMENSION), DIMENSION**-0.5, np.float32)
+        self._vectors = np.full((MAX_ROWS, DIMENSION), DIMENSION**-0.5, np.float32)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         rows = payload.inputs[0].shape[0]
-        output = NumpyCodec.encode_output("dense", self._dense[:rows])
+        output = NumpyCodec.encode_output("vector", self._vectors[:rows])
         return InferenceResponse(model_name=self.name, outputs=[output])

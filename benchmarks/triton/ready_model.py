@@ -12,8 +12,8 @@ MAX_ROWS = 1024
 
 class TritonPythonModel:
     def initialize(self, _: Mapping[str, str]) -> None:
-        dense = np.full((MAX_ROWS, DIMENSION), DIMENSION**-0.5, np.float32)
-        self._tensors = {rows: pb_utils.Tensor("dense", dense[:rows]) for rows in (1, 32)}
+        vectors = np.full((MAX_ROWS, DIMENSION), DIMENSION**-0.5, np.float32)
+        self._tensors = {rows: pb_utils.Tensor("vector", vectors[:rows]) for rows in (1, 32)}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [
