@@ -284,6 +284,12 @@ class TestCompletion:
         loaded = load()
         assert (loaded.inputs[0].shape, loaded.inputs[0].reshape) == ((1,), ())
 
+    def test_whole_shapes_on_one_side_leave_no_batch_dimension(self, load: Load, model_file: Path) -> None:
+        write_identity(model_file)
+        loaded = load(X.replace("-1", "[ 2, -1 ]"))
+        assert (loaded.inputs[0].shape, loaded.outputs[0].shape) == ((2, -1), (-1, -1))
+        assert loaded.settings.batching.max_batch_size == 0
+
     def test_what_is_declared_on_one_side_counts(self, load: Load, model_file: Path) -> None:
         write_identity(model_file)
         loaded = load(X.replace("-1", "7"))

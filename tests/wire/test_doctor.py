@@ -19,6 +19,7 @@ from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
 from trivec_server.types import Mode
 
 from tests.command_line import trivec
+from tests.onnx_models import write_identity
 from tests.serving_process import serve
 from tests.tiny_model import write_tiny_tokenizer
 
@@ -323,6 +324,23 @@ def test_an_unknown_backend_fails(examine: Doctor, repository: Path) -> None:
     code, findings = examine(repository)
     assert code == 1
     assert only_fault(findings)["fact"].startswith("backend `onnxrntime` in config.pbtxt is not known")
+
+
+@pytest.mark.parametrize("flags", [(), ("--load",)])
+def test_a_model_that_takes_tensors_needs_its_file(examine: Doctor, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    repository = tmp_path / "repository"
+    write_identity(repository / "little" / "1" / "model.onnx")
+    config = repository / "little" / "config.pbtxt"
+    config.write_text('backend: "onnxruntime"\ninput { name: "x" data_type: TYPE_FP32 dims: [ -1, -1 ] }\n')
+    code, findings = examine(repository, *flags)
+    (finding,) = findings["model little/1"]
+    assert (code, finding["status"]) == (0, "ok")
+    assert finding["fact"].startswith("model.onnx, ")
+    (repository / "little" / "1" / "model.onnx").unlink()
+    code, findings = examine(repository, *flags)
+    (finding,) = findings["model little/1"]
+    assert (code, finding["mend"]) == (1, f"edit {config}")
+    assert "model.onnx: not found; put the model there" in finding["fact"]
 
 
 def test_models_that_would_not_be_loaded_are_not_checked(examine: Doctor, repository: Path) -> None:

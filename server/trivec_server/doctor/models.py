@@ -14,7 +14,7 @@ from trivec_server.repository.manifest import Manifest, read_manifest, verify_fi
 from trivec_server.repository.scan import CONFIG_NAME, ModelEntry, scan_repository, select_versions
 from trivec_server.repository.space import format_bytes
 from trivec_server.settings import ServeSettings
-from trivec_server.types import InstanceGroup, ModelSettings, ModelVersion
+from trivec_server.types import InstanceGroup, ModelSettings, ModelVersion, TensorSettings
 
 _MINI = "m3-mini"
 _LOADED_RATIO = {"float32": 1.25}
@@ -121,7 +121,8 @@ def _check_model(entry: ModelEntry, *, load: bool) -> RepositoryReport:
     served: list[ModelVersion] = []
     for version in entry.versions:
         if version.number in selection.selected:
-            checked = _check_version(entry, ModelVersion(entry.name, version.number), version.path, settings, load=load)
+            check_version = _check_version if settings.tensors is None else _check_tensors
+            checked = check_version(entry, ModelVersion(entry.name, version.number), version.path, settings, load=load)
             findings += checked.findings
             model_bytes += checked.model_bytes
             served += checked.served
@@ -161,6 +162,29 @@ def _check_version(
     fact = f"{manifest.source}, {manifest.model.precision}, {format_bytes(size)}, {done}"
     ratio = _LOADED_RATIO.get(manifest.model.precision, _OTHER_LOADED_RATIO)
     model_bytes = int(size * ratio) * sum(map(_instances, settings.instance_groups))
+    return RepositoryReport((Finding(check, Status.OK, fact),), model_bytes, (key,))
+
+
+def _check_tensors(
+    entry: ModelEntry, key: ModelVersion, path: Path, settings: ModelSettings, *, load: bool
+) -> RepositoryReport:
+    """A model that takes tensors has no manifest: that its file is there is all that can be said without loading it."""
+    from trivec_server.repository.tensor_loading import (  # noqa: PLC0415 - needs the server's packages
+        find_model_file,
+        load_tensors,
+    )
+
+    check = f"model {key}"
+    try:
+        model_file = find_model_file(path, settings.tensors or TensorSettings())
+        if load:
+            for device in load_tensors(key, path, settings).devices:
+                device.close()
+    except LoadError as error:
+        return RepositoryReport((Finding(check, Status.FAIL, str(error), _edit_config(entry)),))
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    fact = f"{model_file.name}, {format_bytes(size)}, {'loaded' if load else 'not loaded'}"
+    model_bytes = int(size * _OTHER_LOADED_RATIO) * sum(map(_instances, settings.instance_groups))
     return RepositoryReport((Finding(check, Status.OK, fact),), model_bytes, (key,))
 
 

@@ -31,7 +31,7 @@ def agree(settings: ModelSettings, tensors: TensorSettings, info: TensorEngineIn
         LoadError: they contradict each other; says what each of them has.
     """
     batching, notes = settings.batching, []
-    if not tensors.inputs or not tensors.outputs:
+    if not (tensors.inputs and tensors.outputs) and not _declares_whole_shapes(tensors, info):
         batching = _completed(batching, info, tensors.model_filename)
         if batching.max_batch_size != settings.batching.max_batch_size:
             notes.append(
@@ -47,6 +47,15 @@ def agree(settings: ModelSettings, tensors: TensorSettings, info: TensorEngineIn
         if spec.name not in declared:
             raise LoadError(f"{file.name} needs the input '{spec.name}', which config.pbtxt does not declare; {_MEND}")
     return Agreement(inputs=inputs, outputs=outputs, batching=batching, notes=tuple(notes))
+
+
+def _declares_whole_shapes(tensors: TensorSettings, info: TensorEngineInfo) -> bool:
+    """Whether what the config does declare has as many dimensions as in the file: none of them is left out."""
+    ranks = {spec.name: len(spec.shape) for spec in (*info.inputs, *info.outputs)}
+    return any(
+        ranks.get(spec.name) == len(spec.shape if spec.reshape is None else spec.reshape)
+        for spec in (*tensors.inputs, *tensors.outputs)
+    )
 
 
 def _completed(batching: BatchingSettings, info: TensorEngineInfo, filename: str) -> BatchingSettings:

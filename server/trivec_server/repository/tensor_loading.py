@@ -67,7 +67,7 @@ def load_tensors(
     factory = engines.get(settings.backend)
     if factory is None:
         raise LoadError(f"backend `{settings.backend}` takes no tensors; use one of: {', '.join(sorted(engines))}")
-    model_file = _model_file(version_dir, tensors.model_filename)
+    model_file = find_model_file(version_dir, tensors)
     devices: list[TensorDevice] = []
     with ThreadPoolExecutor(1) as threads:
         digest = threads.submit(_digest, version_dir)
@@ -100,9 +100,14 @@ def load_tensors(
     )
 
 
-def _model_file(version_dir: Path, filename: str) -> Path:
-    """The file, or the one in the directory of that name: a large model with its weights apart."""
-    path = version_dir / filename
+def find_model_file(version_dir: Path, tensors: TensorSettings) -> Path:
+    """
+    The file that the settings name, or `model.onnx` in the directory that they name: a large model with its weights.
+
+    Raises:
+        LoadError: there is none.
+    """
+    path = version_dir / tensors.model_filename
     path = path / TensorSettings().model_filename if path.is_dir() else path
     if not path.is_file():
         raise LoadError(f"{path}: not found; put the model there, or name its file in default_model_filename")
