@@ -457,16 +457,25 @@ async def test_an_error_that_the_engine_has_words_for_reaches_the_request() -> N
             await served.pipeline.infer(floats([[13]]))
 
 
-async def test_a_request_that_the_model_cannot_take_fails_without_its_neighbours() -> None:
-    script = TensorScript(before_run=fail_on(13, InvalidTensor("element 0 is not UTF-8")))
+@pytest.mark.parametrize(
+    ("error", "failures"),
+    [(InvalidTensor("element 0 is not UTF-8"), 0), (ComputeError("index 13 is out of bounds"), 1)],
+    ids=["invalid", "values"],
+)
+async def test_a_request_that_the_model_cannot_take_fails_without_its_neighbours(
+    error: Exception, failures: int
+) -> None:
+    script = TensorScript(before_run=fail_on(13, error))
     async with serving(script) as served:
         async with served.busy(BLOCKER):
             sent = await served.queue(floats([[1]]), floats([[13]]), floats([[2]]))
         first, bad, last = await asyncio.gather(*sent, return_exceptions=True)
-        assert served.metric("trivec_batch_failures_total") == 0
-    assert isinstance(bad, InvalidTensor)
+        assert served.metric("trivec_batch_failures_total") == failures
+        statistics = served.pipeline.statistics.snapshot()
+    assert bad is error
     assert not isinstance(first, BaseException)
     assert not isinstance(last, BaseException)
+    assert (statistics.success.count, statistics.execution_count) == (3, 3)
 
 
 @pytest.mark.parametrize(

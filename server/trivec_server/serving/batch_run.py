@@ -124,7 +124,7 @@ class BatchRunner(ABC, Generic[TicketT]):
         """
         Waits for a batch and gives each request its part or its error. A failure concerns the requests in it and no
         others. Returns what is to be run in its place: two halves, if it did not fit into memory; each request by
-        itself, if one of them is at fault.
+        itself, if one of them may be at fault.
 
         Raises:
             EngineLost: the engine must be built anew; the batch is not computed.
@@ -137,10 +137,10 @@ class BatchRunner(ABC, Generic[TicketT]):
             raise
         except MemoryError:
             return self._split(batch)
-        except InvalidTensor as error:
-            return self._part(batch, error)
         except Exception as error:  # noqa: BLE001 - concerns this batch only; the thread goes on
-            self._fail_unexpectedly(batch, error)
+            if len(batch.slices) > 1 and self._may_be_one_requests_fault(error):
+                return [replace(part, is_retry=batch.is_retry) for part in apart(batch)]
+            self._fail_with(batch, error)
             return ()
         now = time.monotonic()
         self._free_since = now
@@ -149,7 +149,7 @@ class BatchRunner(ABC, Generic[TicketT]):
             self._observe(batch, output, times.compute_s)
             finished, failed = self._distribute(batch, output, times)
         except Exception as error:  # noqa: BLE001 - concerns this batch only
-            self._fail_unexpectedly(batch, error)
+            self._fail_with(batch, error)
             return ()
         self._statistics.batch_executed(len(batch.tokens.lengths), times.stages(batch))
         if finished or failed:
@@ -161,17 +161,23 @@ class BatchRunner(ABC, Generic[TicketT]):
         self._metrics.batch_failures.inc()
         deliver(self._loop, (), [(pending.ticket, failure) for pending in batch.slices])
 
-    def _fail_unexpectedly(self, batch: Batch[TicketT], error: Exception) -> None:
-        request_ids = [pending.ticket.request_id for pending in batch.slices]
-        _log.error("batch failed", request_ids=request_ids, rows=len(batch.tokens.lengths), exc_info=error)
-        self.fail(batch, error if isinstance(error, TrivecError) else ComputeError("the engine failed on this batch"))
+    def _may_be_one_requests_fault(self, error: Exception) -> bool:
+        """Whether the others of a batch might be computed without one of its requests."""
+        return False
 
-    def _part(self, batch: Batch[TicketT], error: InvalidTensor) -> Sequence[Batch[TicketT]]:
-        """A batch with a request at fault: each request by itself, so that the others do not fail with it."""
-        if len(batch.slices) > 1:
-            return [replace(part, is_retry=batch.is_retry) for part in apart(batch)]
-        deliver(self._loop, (), [(batch.slices[0].ticket, error)])
-        return ()
+    def _fail_with(self, batch: Batch[TicketT], error: Exception) -> None:
+        if isinstance(error, InvalidTensor):
+            # Not the engine's failure.
+            deliver(self._loop, (), [(pending.ticket, error) for pending in batch.slices])
+            return
+        request_ids = [pending.ticket.request_id for pending in batch.slices]
+        rows = len(batch.tokens.lengths)
+        if isinstance(error, TrivecError):
+            _log.error("batch failed", request_ids=request_ids, rows=rows, reason=str(error))
+            self.fail(batch, error)
+        else:
+            _log.error("batch failed", request_ids=request_ids, rows=rows, exc_info=error)
+            self.fail(batch, ComputeError("the engine failed on this batch"))
 
     def _observe(self, batch: Batch[TicketT], output: Any, compute_s: float) -> None:
         rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)

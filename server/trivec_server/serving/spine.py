@@ -37,6 +37,7 @@ _MAX_RETRY_AFTER_S = 5.0
 _GATHER_S = 0.002
 _MAX_GAP_S = 4 * _GATHER_S
 _GAP_SMOOTHING = 0.05
+_COMPANY_S = 0.25
 
 
 @dataclass(slots=True)
@@ -96,6 +97,8 @@ class Spine(Generic[TicketT, EngineT]):
         self._outgoing: list[TicketT] = []
         self._last_arrival = 0.0
         self._mean_gap_s = _MAX_GAP_S
+        self._company = _Company()
+        self._flushing: asyncio.Handle | None = None
         self._use = _Use()
         metrics.token_budget.set(batcher.token_budget)
         metrics.pending_requests.set_function(lambda: self.admitted.requests)
@@ -273,19 +276,25 @@ class Spine(Generic[TicketT, EngineT]):
     def _send(self, ticket: TicketT) -> None:
         """
         Hands the ticket to the batcher. While requests arrive by the hundreds a second, it waits 2 ms for the next
-        ones, because each hop between threads costs more than all else that is done for a short text.
+        ones, because each hop between threads costs more than all else that is done for a short text; but not once as
+        many have come as there were under way together of late: their callers wait for answers before they send more.
         """
         self._outgoing.append(ticket)
         gap_s = min(ticket.admitted_at - self._last_arrival, _MAX_GAP_S)
         self._last_arrival = ticket.admitted_at
         self._mean_gap_s += _GAP_SMOOTHING * (gap_s - self._mean_gap_s)
-        if len(self._outgoing) == 1:
+        if len(self._outgoing) >= self._company.count(self.admitted.requests, ticket.admitted_at):
+            self._flush()
+        elif self._flushing is None:
             if self._mean_gap_s < _GATHER_S:
-                self._loop.call_later(_GATHER_S, self._flush)
+                self._flushing = self._loop.call_later(_GATHER_S, self._flush)
             else:
-                self._loop.call_soon(self._flush)
+                self._flushing = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         if self._outgoing:
             self._batcher.submit(self._outgoing)
             self._outgoing = []
@@ -323,6 +332,22 @@ class Spine(Generic[TicketT, EngineT]):
     def _discard(self) -> None:
         self._discarding = False
         self._batcher.discard_abandoned()
+
+
+class _Company:
+    """The most requests that were under way together, in the last quarter of a second or two."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._most = 0
+        self._most_before = 0
+
+    def count(self, requests: int, now: float) -> int:
+        """Takes in how many are under way now."""
+        if now - self._since > _COMPANY_S:
+            self._since, self._most_before, self._most = now, self._most, 0
+        self._most = max(self._most, requests)
+        return max(self._most, self._most_before)
 
 
 class _Use(AbstractContextManager[None]):

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from trivec_server.backends.tensor_interface import TensorEngine
-from trivec_server.errors import ComputeError, TrivecError
+from trivec_server.errors import ComputeError, InvalidTensor, TrivecError
 from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import ModelStatistics
 from trivec_server.serving.batch_run import BatchRunner, BatchTimes, Begun, Distributed
@@ -71,6 +71,10 @@ class TensorRunner(BatchRunner[TensorTicket]):
             except ComputeError as error:
                 failed.append((ticket, error))
         return Distributed(finished, failed)
+
+    def _may_be_one_requests_fault(self, error: Exception) -> bool:
+        # A model may fail on values, such as an index that is out of range.
+        return isinstance(error, InvalidTensor | ComputeError)
 
     def _computed_tokens(self, batch: Batch[TensorTicket]) -> int:
         return len(batch.tokens.lengths)

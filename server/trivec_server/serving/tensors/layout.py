@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivec_server.backends.tensor_interface import TensorEngineInfo
+from trivec_server.backends.tensor_interface import DTYPES, TensorEngineInfo
 from trivec_server.errors import ComputeError
 from trivec_server.types import TensorSpec
 
@@ -161,8 +161,4 @@ def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _item_bytes(datatype: str) -> int:
-    """The size of an element by KServe's name of its type: the number in it counts bits; BOOL has none."""
-    if datatype == "BYTES":
-        return _BYTES_PER_STRING
-    bits = "".join(filter(str.isdigit, datatype))
-    return int(bits) // 8 if bits else 1
+    return _BYTES_PER_STRING if datatype == "BYTES" else DTYPES[datatype].itemsize
