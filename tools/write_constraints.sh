@@ -14,7 +14,8 @@ freeze() {
 
 tools/make_venv.sh "$python" "$work/check"
 "$work/check/bin/python" -m pip install --quiet --upgrade setuptools
-"$work/check/bin/python" -m pip install --quiet --no-build-isolation -e '.[check]'
+# redis needs async-timeout with Python 3.11.0 to 3.11.2 only, which Debian 12 has.
+"$work/check/bin/python" -m pip install --quiet --no-build-isolation -e '.[check]' async-timeout
 {
     echo "# Written by \`make pins\`: one version of each package, for serving, tests and checks."
     freeze "$work/check"

@@ -30,25 +30,35 @@ def parse_cache_config(values: Sequence[str], username: str | None, password: st
         raise click.BadParameter(f"one cache at a time, not {' and '.join(kinds)}", param_hint=_HINT)
     kind = next(iter(kinds), CacheSettings().kind)
     if kind not in _KEYS:
-        raise click.BadParameter(f"`{kind}` is not {' or '.join(_KEYS)}", param_hint=_HINT)
-    fields: dict[str, Any] = {"kind": kind}
-    if kind == "redis":
-        fields.update(username=username, password=password)
+        raise click.BadParameter(f"`{kind}` is not a cache; use {' or '.join(_KEYS)}", param_hint=_HINT)
+    fields: dict[str, Any] = {}
     for value in values:
-        for pair in filter(None, value.split(",")[1:]):
-            key, separator, text = pair.partition("=")
-            if key not in _KEYS[kind] or not separator:
-                known = ", ".join(f"{name}=..." for name in _KEYS[kind])
-                raise click.BadParameter(f"`{key}` is not known; {kind} takes {known}", param_hint=_HINT)
-            field, parsed = _parse(key, text)
+        # All that follows the first comma is one pair: a password may have commas.
+        _, has_pair, pair = value.partition(",")
+        if has_pair:
+            field, parsed = _parse(kind, pair)
+            if field in fields:
+                raise click.BadParameter(f"`{pair.partition('=')[0]}` is given twice", param_hint=_HINT)
             fields[field] = parsed
-    return CacheSettings(**fields)
+    if kind == "redis":
+        fields = {"username": username or None, "password": password or None} | fields
+    return CacheSettings(kind=kind, **fields)
 
 
-def _parse(key: str, text: str) -> tuple[str, int | str]:
+def _parse(kind: str, pair: str) -> tuple[str, int | str]:
+    """A field of CacheSettings and its value."""
+    key, is_pair, text = pair.partition("=")
+    if key not in _KEYS[kind] or not is_pair:
+        known = ", ".join(f"{name}=..." for name in _KEYS[kind])
+        # Without `=` it may be anything, a password too.
+        what = f"`{key}=...` is not known" if is_pair else "what follows the comma is not KEY=VALUE"
+        raise click.BadParameter(f"{what}; {kind} takes one pair each time, of {known}", param_hint=_HINT)
     if key in _TEXTS:
+        if not text:
+            raise click.BadParameter(f"{key}= has no value", param_hint=_HINT)
         return _TEXTS[key], text
     field, least, most = _NUMBERS[key]
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+    # int() refuses numbers of thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
         raise click.BadParameter(f"{key}={text} is not a whole number from {least} to {most}", param_hint=_HINT)
     return field, int(text)

@@ -13,7 +13,7 @@ from trivec_server.backends.interface import Vectors
 from trivec_server.serving.request import SparseRow
 from trivec_server.types import Mode
 
-_ENTRY_OVERHEAD_BYTES = 350
+_ENTRY_OVERHEAD_BYTES = 220
 _ARRAY_OVERHEAD_BYTES = 130
 """What an entry takes beside its numbers, measured: the key, the table's slot, the row; the header of each array."""
 _HEADER = struct.Struct("<4sBBxxIIII")
