@@ -4,7 +4,7 @@ isort:skip_file
 The model configuration (`config.pbtxt`) of the model repository: names and field numbers are those of Triton
 Inference Server's ModelConfig, so that files written for either are read by both. Every field that Triton knows is
 here; docs/model-repository.md lists the ones that Trivec acts on. A field it does not act on is accepted with a
-warning.
+warning. An embedding model takes texts; any other model takes tensors as its file declares them.
 """
 
 import builtins
@@ -46,7 +46,7 @@ class _DataTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     TYPE_BF16: _DataType.ValueType  # 14
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
-    """The type of a tensor's elements. Inputs of text are TYPE_STRING, outputs TYPE_FP32."""
+    """The type of a tensor's elements."""
 
 TYPE_INVALID: DataType.ValueType  # 0
 TYPE_BOOL: DataType.ValueType  # 1
@@ -212,7 +212,7 @@ Global___ModelInstanceGroup: typing_extensions.TypeAlias = ModelInstanceGroup
 
 @typing.final
 class ModelTensorReshape(google.protobuf.message.Message):
-    """The shape that the model itself takes. No effect in Trivec."""
+    """The shape that the model itself takes or gives. No effect for embedding models."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -230,7 +230,7 @@ Global___ModelTensorReshape: typing_extensions.TypeAlias = ModelTensorReshape
 
 @typing.final
 class ModelInput(google.protobuf.message.Message):
-    """One input of the model. In Trivec it is `text`, TYPE_STRING, [ 1 ]."""
+    """One input of the model. That of an embedding model is `text`, TYPE_STRING, [ 1 ]."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -259,20 +259,25 @@ class ModelInput(google.protobuf.message.Message):
     OPTIONAL_FIELD_NUMBER: builtins.int
     IS_NON_LINEAR_FORMAT_IO_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """`text`."""
+    """The name in the model's file; of an embedding model `text`."""
     data_type: Global___DataType.ValueType
-    """TYPE_STRING."""
+    """The type in the model's file; of an embedding model TYPE_STRING."""
     format: Global___ModelInput.Format.ValueType
+    """No effect in Trivec."""
     is_shape_tensor: builtins.bool
     allow_ragged_batch: builtins.bool
+    """Whether requests whose shapes differ run together, padded with zeros."""
     optional: builtins.bool
+    """Whether a request may leave the input out, which then has a default in the model's file."""
     is_non_linear_format_io: builtins.bool
     @property
     def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The shape without the batch dimension: [ 1 ], one text for each row."""
+        """The shape without the batch dimension; -1 varies. Of an embedding model [ 1 ], one text for each row."""
 
     @property
-    def reshape(self) -> Global___ModelTensorReshape: ...
+    def reshape(self) -> Global___ModelTensorReshape:
+        """The shape that the model takes, where requests have another."""
+
     def __init__(
         self,
         *,
@@ -293,7 +298,7 @@ Global___ModelInput: typing_extensions.TypeAlias = ModelInput
 
 @typing.final
 class ModelOutput(google.protobuf.message.Message):
-    """One output of the model. In Trivec: `dense` [ D ], `sparse` [ -1 ], `multi_vector` [ -1, D ]."""
+    """One output of the model. Those of an embedding model are `dense` [ D ], `sparse` [ -1 ], `multi_vector` [ -1, D ]."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -305,9 +310,9 @@ class ModelOutput(google.protobuf.message.Message):
     IS_SHAPE_TENSOR_FIELD_NUMBER: builtins.int
     IS_NON_LINEAR_FORMAT_IO_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """`dense`, `sparse` or `multi_vector`, each at most once."""
+    """The name in the model's file; of an embedding model `dense`, `sparse` or `multi_vector`, each at most once."""
     data_type: Global___DataType.ValueType
-    """TYPE_FP32; TYPE_FP16 is accepted, but each request chooses its encoding."""
+    """The type in the model's file; of an embedding model TYPE_FP32, since each request chooses its encoding."""
     label_filename: builtins.str
     is_shape_tensor: builtins.bool
     is_non_linear_format_io: builtins.bool
@@ -335,7 +340,7 @@ Global___ModelOutput: typing_extensions.TypeAlias = ModelOutput
 
 @typing.final
 class BatchInput(google.protobuf.message.Message):
-    """An input made from the whole batch. No effect in Trivec."""
+    """An input made from the whole batch. No effect for embedding models, otherwise refused by Trivec."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -384,7 +389,7 @@ Global___BatchInput: typing_extensions.TypeAlias = BatchInput
 
 @typing.final
 class BatchOutput(google.protobuf.message.Message):
-    """An output that is split by the shape of an input. No effect in Trivec."""
+    """An output that is split by the shape of an input. No effect for embedding models, otherwise refused by Trivec."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -768,7 +773,7 @@ class ModelQueuePolicy(google.protobuf.message.Message):
     default_timeout_microseconds: builtins.int
     """The longest wait in the queue. Default 0: no limit."""
     allow_timeout_override: builtins.bool
-    """Whether a request may shorten its timeout. Default: false."""
+    """Whether a request may shorten its timeout, where there is a default. Default: false."""
     max_queue_size: builtins.int
     """The most requests that wait. Default 0: no limit."""
     def __init__(
@@ -815,7 +820,7 @@ class ModelDynamicBatching(google.protobuf.message.Message):
     DEFAULT_QUEUE_POLICY_FIELD_NUMBER: builtins.int
     PRIORITY_QUEUE_POLICY_FIELD_NUMBER: builtins.int
     max_queue_delay_microseconds: builtins.int
-    """How long the oldest text waits for a fuller batch. Default: 0."""
+    """How long the oldest request waits for a fuller batch. Default: 0."""
     preserve_ordering: builtins.bool
     """No effect in Trivec, where each answer goes to its own request. Excludes several levels and DELAY."""
     priority_levels: builtins.int
@@ -824,7 +829,7 @@ class ModelDynamicBatching(google.protobuf.message.Message):
     """The level of requests that name none, from 1 to priority_levels. Needed with priority_levels."""
     @property
     def preferred_batch_size(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Batch sizes, in texts, at which a batch starts at once; each from 1 to max_batch_size."""
+        """Batch sizes, in texts or rows, at which a batch starts at once; each from 1 to max_batch_size."""
 
     @property
     def default_queue_policy(self) -> Global___ModelQueuePolicy:
@@ -1166,16 +1171,16 @@ class ModelWarmup(google.protobuf.message.Message):
         RANDOM_DATA_FIELD_NUMBER: builtins.int
         INPUT_DATA_FILE_FIELD_NUMBER: builtins.int
         data_type: Global___DataType.ValueType
-        """TYPE_STRING."""
+        """That of the input."""
         zero_data: builtins.bool
-        """Accepted; which tokens are run does not matter."""
+        """Zeros, or empty elements. For embedding models it does not matter which tokens are run."""
         random_data: builtins.bool
-        """As zero_data."""
+        """Random numbers, or empty elements."""
         input_data_file: builtins.str
-        """No effect in Trivec."""
+        """One row, raw, in a file in the model's directory `warmup`. No effect for embedding models."""
         @property
         def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-            """In Trivec [ n ]: texts of n tokens; [ 1 ] leaves the length open."""
+            """The shape of one row. For an embedding model [ n ]: texts of n tokens; [ 1 ] leaves the length open."""
 
         def __init__(
             self,
@@ -1215,12 +1220,12 @@ class ModelWarmup(google.protobuf.message.Message):
     name: builtins.str
     """Shown in the log."""
     batch_size: builtins.int
-    """Texts in a batch, from 1 to max_batch_size. Default: 1."""
+    """Texts or rows in a batch, from 1 to max_batch_size. Default: 1."""
     count: builtins.int
     """How often the batch is run, from 1. Default: 1."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelWarmup.Input]:
-        """The inputs by name; in Trivec only `text`."""
+        """The inputs by name; of an embedding model only `text`."""
 
     def __init__(
         self,
@@ -1323,7 +1328,7 @@ Global___ModelRepositoryAgents: typing_extensions.TypeAlias = ModelRepositoryAge
 
 @typing.final
 class ModelResponseCache(google.protobuf.message.Message):
-    """Caching of answers. No effect in Trivec."""
+    """Caching of answers. No effect but for embedding models."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1493,16 +1498,18 @@ class ModelConfig(google.protobuf.message.Message):
     runtime: builtins.str
     """The library of the backend. No effect in Trivec."""
     max_batch_size: builtins.int
-    """The most texts in one batch, from 1. Default in Trivec: 64, with a warning."""
+    """The most texts or rows in one batch. 0, the default: the model has no batch dimension. An embedding model always
+    has one; its default is 64, with a warning.
+    """
     default_model_filename: builtins.str
-    """No effect in Trivec: the version's manifest names its files."""
+    """The file in a version's directory. No effect for embedding models, whose manifest names the files."""
     @property
     def version_policy(self) -> Global___ModelVersionPolicy:
         """Which versions to serve. Default: the highest."""
 
     @property
     def input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelInput]:
-        """The inputs, at most one in Trivec. May be left out."""
+        """The inputs. May be left out; those declared must be those of the model."""
 
     @property
     def output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelOutput]:
@@ -1510,11 +1517,11 @@ class ModelConfig(google.protobuf.message.Message):
 
     @property
     def batch_input(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchInput]:
-        """No effect in Trivec."""
+        """No effect for embedding models, otherwise refused by Trivec."""
 
     @property
     def batch_output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BatchOutput]:
-        """No effect in Trivec."""
+        """No effect for embedding models, otherwise refused by Trivec."""
 
     @property
     def optimization(self) -> Global___ModelOptimizationPolicy:
@@ -1546,7 +1553,7 @@ class ModelConfig(google.protobuf.message.Message):
 
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]:
-        """Settings that are Trivec's own; docs/model-repository.md lists them. An unknown key is an error."""
+        """Settings; docs/model-repository.md lists those that Trivec acts on. For an embedding model no others may be given."""
 
     @property
     def model_warmup(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelWarmup]:
@@ -1566,7 +1573,7 @@ class ModelConfig(google.protobuf.message.Message):
 
     @property
     def response_cache(self) -> Global___ModelResponseCache:
-        """No effect in Trivec."""
+        """No effect but for embedding models."""
 
     @property
     def model_metrics(self) -> Global___ModelMetrics:
