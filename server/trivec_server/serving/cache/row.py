@@ -52,8 +52,8 @@ class CachedRow:
 
     def to_bytes(self, key: bytes) -> bytes:
         """
-        The row for a store outside this process: a header, then the arrays, little-endian. The last number of the
-        header is a checksum over the key and all else.
+        The row for a store outside this process: a header, then the arrays, little-endian, each from a multiple of 4
+        bytes on. The last number of the header is a checksum over the key and all else.
         """
         parts, halves = 0, 0
         pieces = []
@@ -66,12 +66,12 @@ class CachedRow:
             parts |= Mode.DENSE.value
             halves |= _HALF_DENSE if self.dense.dtype == np.float16 else 0
             dimension = len(self.dense)
-            pieces.append(self.dense.tobytes())
+            pieces += [self.dense.tobytes(), bytes(_padding(self.dense.nbytes))]
         if self.multi_vector is not None:
             parts |= Mode.MULTI_VECTOR.value
             halves |= _HALF_MULTI_VECTOR if self.multi_vector.dtype == np.float16 else 0
             vectors = len(self.multi_vector)
-            pieces.append(self.multi_vector.tobytes())
+            pieces += [self.multi_vector.tobytes(), bytes(_padding(self.multi_vector.nbytes))]
         checked = _HEADER.pack(_MAGIC, parts, halves, dimension, entries, vectors, 0)[:_CHECKED_BYTES]
         return b"".join([checked, _checksum(key, checked, *pieces).to_bytes(4, "little"), *pieces])
 
@@ -119,7 +119,7 @@ class _Reader:
         if self._at + size > len(self._data):
             raise ValueError("cut off")
         array = np.frombuffer(self._data, dtype, count, self._at)
-        self._at += size
+        self._at += size + _padding(size)
         return array
 
     def take_vectors(self, count: int, *, half: bool) -> Vectors:
@@ -146,6 +146,11 @@ def _checksum(key: bytes, *pieces: bytes | memoryview) -> int:
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
     return checksum
+
+
+def _padding(size: int) -> int:
+    """The bytes up to the next multiple of 4."""
+    return -size % 4
 
 
 def _own(array: NDArray[_NumberT]) -> NDArray[_NumberT]:
