@@ -21,7 +21,7 @@ def lowest_version(name: str) -> Version:
 
 def test_messages_work_with_the_lowest_protobuf() -> None:
     paths = list(STUBS.rglob("*_pb2.py"))
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         generator = re.search(r"^# Protobuf Python Version: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert generator
