@@ -140,6 +140,14 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=Seconds(0, _MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_grace_s,
 )
+@option(
+    "--allow-client-shm",
+    "Let clients of KServe v2 on this machine pass tensors in system shared memory.",
+    type=bool,
+    is_flag=False,
+    flag_value="true",
+    default=_DEFAULTS.allow_client_shm,
+)
 @option("--log-level", "What to log.", type=click.Choice(LOG_LEVELS), default=_DEFAULTS.log_level)
 @option("--log-format", "How to log.", type=click.Choice(LOG_FORMATS), default=_DEFAULTS.log_format)
 def serve(**given: Any) -> None:

@@ -43,6 +43,10 @@ class Unavailable(TrivecError):
     """The model is known but not ready, or the server is shutting down."""
 
 
+class ShuttingDown(Unavailable):
+    """The server takes no more requests; another one may."""
+
+
 class Overloaded(TrivecError):
     """A limit on queued work is reached. The request was not started; it may be sent again."""
 
@@ -81,6 +85,14 @@ class ModelNotInRepository(TrivecError):
 
 class LoadFailed(TrivecError):
     """A load that a call asked for failed; what served before goes on serving."""
+
+
+class SharedMemoryExists(TrivecError):
+    """A region of that name is registered already."""
+
+
+class SharedMemoryUnusable(TrivecError):
+    """A region of shared memory cannot be opened, or is too small."""
 
 
 class ConfigError(LoadError):

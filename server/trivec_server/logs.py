@@ -1,10 +1,59 @@
-"""Structured logs on stderr: one event a line, as text or JSON. Texts and tokens of users are never logged."""
+"""
+Structured logs on stderr: one event a line, as text or JSON. Texts and tokens of users are never logged.
+
+What is logged can be changed while the server runs: it is a setting of the process, as its stderr is.
+"""
 
 import logging
 import sys
+from dataclasses import dataclass
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+ISO8601 = "ISO8601"
+DEFAULT_TIMES = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """
+    Which events are logged. `verbose_level` above 0: those of level debug too. `times`: DEFAULT_TIMES has microseconds,
+    ISO8601 has whole seconds.
+    """
+
+    info: bool = True
+    warning: bool = True
+    error: bool = True
+    verbose_level: int = 0
+    times: str = DEFAULT_TIMES
+
+
+class _Process:
+    """What this process logs, and how."""
+
+    def __init__(self) -> None:
+        self.settings = LogSettings()
+        self.log_format = "text"
+        self.levels = _enabled(self.settings)
+
+
+def _enabled(settings: LogSettings) -> frozenset[str]:
+    levels = {
+        "debug": settings.verbose_level > 0,
+        "info": settings.info,
+        "warning": settings.warning,
+        "error": settings.error,
+        "critical": settings.error,
+    }
+    return frozenset(level for level, enabled in levels.items() if enabled)
+
+
+_process = _Process()
+_times = {
+    DEFAULT_TIMES: structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ISO8601: structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
+}
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -13,12 +62,38 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
+def log_settings() -> LogSettings:
+    """What this process logs now."""
+    return _process.settings
+
+
+def set_log_settings(settings: LogSettings) -> None:
+    """Changes what this process logs, from the next event on."""
+    _process.settings = settings
+    _process.levels = _enabled(settings)
+
+
+def log_level_and_format() -> tuple[str, str]:
+    """The lowest level that is logged, and the format, as `configure_logs` takes them."""
+    level = next((level for level in ("debug", "info", "warning") if level in _process.levels), "error")
+    return level, _process.log_format
+
+
 def configure_logs(level: str, log_format: str) -> None:
     """Sets level (one of settings.LOG_LEVELS) and format (one of settings.LOG_FORMATS) for the process."""
+    _process.log_format = log_format
+    set_log_settings(
+        LogSettings(
+            info=level in {"debug", "info"},
+            warning=level != "error",
+            verbose_level=1 if level == "debug" else 0,
+        )
+    )
     processors: list[Processor] = [
+        _drop_unwanted,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_time,
     ]
     # Tracebacks without local variables, which hold texts and tokens.
     if log_format == "json":
@@ -32,13 +107,25 @@ def configure_logs(level: str, log_format: str) -> None:
         processors += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        # Levels are told apart by `_drop_unwanted`: loggers, once used, keep the class that they began with.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_telling)
     # grpc and huggingface_hub use the standard library's logging.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _drop_unwanted(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    # structlog calls log.exception an error by this time.
+    if method not in _process.levels:
+        raise structlog.DropEvent
+    return event
+
+
+def _add_time(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    return _times[_process.settings.times](logger, method, event)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:

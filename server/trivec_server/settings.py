@@ -76,5 +76,6 @@ class ServeSettings:
     keepalive_time_s: float = 120.0
     max_connection_age_s: float = 1800.0
     max_connection_age_grace_s: float = 60.0
+    allow_client_shm: bool = False
     log_level: str = "info"
     log_format: str = "text"

@@ -166,16 +166,17 @@ async def test_the_engine_of_a_version_that_fails_is_closed(tmp_path: Path) -> N
 
 
 async def test_reflection_lists_the_services_and_describes_ours(tmp_path: Path) -> None:
+    ours = (SERVICE, "inference.GRPCInferenceService")
     async with running_server(make_repository(tmp_path), Script()) as server:
         stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
         requests = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+            *(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in ours),
         ]
-        listed, described = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+        listed, *described = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
     names = {service.name for service in listed.list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    assert described.file_descriptor_response.file_descriptor_proto
+    assert names == {*ours, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert all(answer.file_descriptor_response.file_descriptor_proto for answer in described)
 
 
 async def test_an_unknown_method_is_unimplemented(tmp_path: Path) -> None:

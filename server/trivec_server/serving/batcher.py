@@ -77,6 +77,7 @@ class Batcher(Generic[TicketT]):
         self._queued_tokens = 0
         self._idle_engines = 0
         self._tokenizing = False
+        self._hurrying = False
         self._closing = False
         self._seconds_per_token = _INITIAL_SECONDS_PER_TOKEN
         self._thread = threading.Thread(target=self._tokenize_beside_engines, name=f"tokenizer {name}", daemon=True)
@@ -161,6 +162,12 @@ class Batcher(Generic[TicketT]):
         """Takes the duration of a finished batch into the estimate of the engine's speed."""
         self._seconds_per_token += _RATE_SMOOTHING * (compute_s / tokens - self._seconds_per_token)
 
+    def hurry(self) -> None:
+        """From now on nothing waits for company: this batcher is about to be closed."""
+        with self._engine_may_work:
+            self._hurrying = True
+            self._engine_may_work.notify_all()
+
     def close(self) -> None:
         """Lets `take` return None once all work is done; what has been submitted is still served."""
         with self._engine_may_work:
@@ -215,7 +222,7 @@ class Batcher(Generic[TicketT]):
             self._tokenizer_may_work.notify()
 
     def _select(self) -> Selection[TicketT]:
-        may_grow = not self._closing
+        may_grow = not (self._hurrying or self._closing)
         return select(
             self._queue, self._clock(), self._limits, seconds_per_token=self._seconds_per_token, may_grow=may_grow
         )

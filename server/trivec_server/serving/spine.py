@@ -113,6 +113,7 @@ class Spine(Generic[TicketT, EngineT]):
 
     async def close(self) -> None:
         """Waits until nobody uses the version, refuses new requests, ends the threads and closes the engines."""
+        self._batcher.hurry()
         await self._use.over()
         self._closing = True
         self._flush()

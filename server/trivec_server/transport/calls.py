@@ -18,7 +18,7 @@ from trivec_server.errors import Overloaded, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.transport.parse import parse_request_id
-from trivec_server.transport.status import CallStatus, status_of
+from trivec_server.transport.status import CallStatus, StatusOf, status_of
 
 _log = get_logger(__name__)
 
@@ -93,7 +93,7 @@ class CallScope:
                 "fewer or shorter texts"
             )
 
-    def failed(self, call: Call, error: Exception) -> CallStatus:
+    def failed(self, call: Call, error: Exception, status_of: StatusOf = status_of) -> CallStatus:
         """Logs a failed call and gives its status. An error that is not the domain's own is logged with traceback."""
         status = status_of(error, call.request_id)
         log = _log.bind(request_id=call.request_id, method=call.method, model=call.model, code=status.code.name)
@@ -120,8 +120,10 @@ async def abort(context: Context, status: CallStatus, request_id: str) -> NoRetu
     raise AssertionError("abort always raises")
 
 
-def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """A handler of raw bytes around a unary method."""
+def unary(
+    scope: CallScope, method: str, run: UnaryMethod, status_of: StatusOf = status_of
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """A handler of raw bytes around a unary method. `status_of`: from errors to statuses."""
 
     async def invoke(raw: bytes, context: Context) -> bytes:
         call = scope.open(method, context)
@@ -132,7 +134,7 @@ def unary(scope: CallScope, method: str, run: UnaryMethod) -> "grpc.RpcMethodHan
             scope.close(call, grpc.StatusCode.CANCELLED.name)
             raise
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes a status here
-            status = scope.failed(call, error)
+            status = scope.failed(call, error, status_of)
         else:
             scope.close(call, grpc.StatusCode.OK.name)
             return response

@@ -61,7 +61,8 @@ class EmbeddingService:
         )
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
-        result = await ready.pipeline.embed(task)
+        with ready.pipeline.in_use():
+            result = await ready.pipeline.embed(task)
         options = parse.parse_output_options(message, task)
 
         totals = Totals()
@@ -84,7 +85,8 @@ class EmbeddingService:
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
         weights = parse.parse_score_weights(message, ready.loaded.settings.score_weights)
-        scored = await score_task(ready.pipeline, task, weights, top_k=message.top_k)
+        with ready.pipeline.in_use():
+            scored = await score_task(ready.pipeline, task, weights, top_k=message.top_k)
         response = pb.ScoreResponse(
             model=ready.key.name,
             version=ready.key.version,
@@ -120,7 +122,8 @@ class EmbeddingService:
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(asked, ready.loaded.max_tokens)
         limit = asked or ready.loaded.max_tokens
-        tokenized = await ready.pipeline.tokenize(list(message.texts), input_type, limit, truncation)
+        with ready.pipeline.in_use():
+            tokenized = await ready.pipeline.tokenize(list(message.texts), input_type, limit, truncation)
         response = pb.TokenizeResponse(model=ready.key.name, version=ready.key.version, request_id=call.request_id)
         for index, text in enumerate(tokenized):
             response.texts.add(

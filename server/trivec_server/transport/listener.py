@@ -1,4 +1,4 @@
-"""The gRPC server: one port with EmbeddingService, health and reflection."""
+"""The gRPC server: one port with EmbeddingService, Triton's GRPCInferenceService, health and reflection."""
 
 import asyncio
 import socket
@@ -11,25 +11,32 @@ from grpc_reflection.v1alpha import reflection
 
 from trivec_server.errors import CommandError
 from trivec_server.metrics import Metrics
+from trivec_server.repository.control import ModelControl
 from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.calls import CallScope
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
+from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
+from trivec_server.transport.kserve.service import InferenceService
 
 _WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
 
 _FOREVER_MS = 2**31 - 1
+_SERVER_NAMES = ("", SERVICE_NAME, INFERENCE_SERVICE_NAME)
+"""The names of health that stand for the server as a whole."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Listener:
     """
-    Owns the port and the health of each name: "" and the service's are SERVING while a model is ready; a model's name
+    Owns the port and the health of each name: "" and the services' are SERVING while a model is ready; a model's name
     while one of its versions is; `model/version` while that version is.
     """
 
-    def __init__(self, settings: ServeSettings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServeSettings, registry: Registry, metrics: Metrics, control: ModelControl | None = None
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._server = grpc.aio.server(options=_channel_options(settings))
@@ -38,8 +45,13 @@ class Listener:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         scope = CallScope(metrics, settings.limits.max_response_bytes)
         self._service = EmbeddingService(registry, settings.limits, scope)
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
-        names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        self._inference = InferenceService(settings, registry, scope, control)
+        self._server.add_generic_rpc_handlers((self._service.handler(), self._inference.handler()))
+        names = (
+            *_SERVER_NAMES[1:],
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        )
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
@@ -49,7 +61,7 @@ class Listener:
         Raises:
             CommandError: the address cannot be bound.
         """
-        for name in ("", SERVICE_NAME):
+        for name in _SERVER_NAMES:
             await self._health.set(name, _NOT_SERVING)
         host = self._settings.host
         address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
@@ -73,12 +85,13 @@ class Listener:
         model_ready = any(other.serves for other in records)
         await self._health.set(str(record.key), _status(record.serves))
         await self._health.set(record.key.name, _status(model_ready))
-        for name in ("", SERVICE_NAME):
+        for name in _SERVER_NAMES:
             await self._health.set(name, _status(self._registry.any_ready))
 
     async def enter_drain(self) -> None:
         """Health says NOT_SERVING for every name from now on; calls are still accepted."""
         self._draining = True
+        self._inference.enter_drain()
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float | None) -> None:
@@ -89,6 +102,7 @@ class Listener:
         """
         self._health.end_watches()
         self._service.end_streams()
+        self._inference.stop()
         await self._server.stop(grace_s)
 
 

@@ -24,6 +24,7 @@ from trivec_server.settings import Limits
 from trivec_server.transport import parse
 from trivec_server.transport.calls import Call, CallScope, Context, abort
 from trivec_server.transport.render import render_embeddings, render_response, render_stream_message, split_parts
+from trivec_server.transport.room import Room
 from trivec_server.transport.utf8 import read_string
 
 _log = get_logger(__name__)
@@ -67,7 +68,7 @@ class EmbedStream:
 
     async def _read(self, call: Call, context: Context, answers: asyncio.TaskGroup) -> None:
         """Reads requests as there is room for them and begins to answer them, until the client has sent its last."""
-        room = _Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
+        room = Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
         writing = asyncio.Lock()
         while True:
             await room.wait_for_slot()
@@ -75,10 +76,15 @@ class EmbedStream:
             raw: object = await context.read()
             if not isinstance(raw, bytes):
                 return
-            message = _StreamMessage(self, raw, call, context, writing)
-            size = message.result_bytes
-            await room.take(size)
-            answers.create_task(message.answer()).add_done_callback(partial(room.give_back, size))
+            with contextlib.ExitStack() as on_failure:
+                message = _StreamMessage(self, raw, call, context, writing)
+                on_failure.callback(message.release)
+                size = message.result_bytes
+                await room.take(size)
+                answering = answers.create_task(message.answer())
+                # The task may be cancelled before it has begun: what it holds is given back outside of it.
+                answering.add_done_callback(partial(_answered, message, room, size))
+                on_failure.pop_all()
 
     def prepare(
         self, message: pb.EmbedStreamRequest, call: Call, size_bytes: int
@@ -109,35 +115,9 @@ class EmbedStream:
         return self._scope
 
 
-class _Room:
-    """What one stream may hold: a number of requests, and bytes of results. Owned by the stream's coroutines."""
-
-    def __init__(self, slots: int, result_bytes: int) -> None:
-        self._slots = slots
-        self._max_bytes = result_bytes
-        self._held_requests = 0
-        self._held_bytes = 0
-        self._freed = asyncio.Event()
-
-    async def wait_for_slot(self) -> None:
-        """Waits until another request may be read."""
-        while self._held_requests >= self._slots:
-            self._freed.clear()
-            await self._freed.wait()
-
-    async def take(self, size: int) -> None:
-        """Takes a slot and room for a result; a result larger than all room waits until the stream holds nothing."""
-        while self._held_requests and self._held_bytes + size > self._max_bytes:
-            self._freed.clear()
-            await self._freed.wait()
-        self._held_requests += 1
-        self._held_bytes += size
-
-    def give_back(self, size: int, _: object) -> None:
-        """Gives back a slot and its room."""
-        self._held_requests -= 1
-        self._held_bytes -= size
-        self._freed.set()
+def _answered(message: "_StreamMessage", room: Room, size: int, _: object) -> None:
+    message.release()
+    room.give_back(size)
 
 
 class _StreamMessage:
@@ -153,6 +133,7 @@ class _StreamMessage:
         self._error: Exception | None = None
         self._wire = pb.EmbedStreamRequest()
         self._chunk_bytes = 0
+        self._lease = contextlib.ExitStack()
         try:
             self._parse(raw)
         except Exception as error:  # noqa: BLE001 - answered by `answer`, on the stream
@@ -165,6 +146,10 @@ class _StreamMessage:
             return 0
         ready, task = self._prepared
         return estimated_held_bytes(task, ready.pipeline, _PORTION_BYTES)
+
+    def release(self) -> None:
+        """Lets go of the version that it was for."""
+        self._lease.close()
 
     async def answer(self) -> None:
         """Computes and writes; an error is written as this request's last message."""
@@ -208,6 +193,7 @@ class _StreamMessage:
             raise InvalidRequest("request", "is missing")
         self._chunk_bytes = parse.parse_chunk_bytes(self._wire.chunk_bytes, self._stream.limits)
         self._prepared = self._stream.prepare(self._wire, self._call, len(raw))
+        self._lease.enter_context(self._prepared[0].pipeline.in_use())
 
     async def _embed(self, ready: EmbeddingVersion, task: EmbedTask) -> None:
         """Portion by portion: one is computed ahead of the one that is being written."""

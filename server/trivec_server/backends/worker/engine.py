@@ -1,12 +1,10 @@
 """An engine in a process of its own."""
 
 import contextlib
-import logging
 import pickle
 from collections import deque
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from trivec_server.backends.interface import (
@@ -31,7 +29,7 @@ from trivec_server.backends.worker.messages import (
     FromProcess,
 )
 from trivec_server.errors import LoadError
-from trivec_server.logs import get_logger
+from trivec_server.logs import get_logger, log_level_and_format
 from trivec_server.types import Mode
 
 _log = get_logger(__name__)
@@ -61,7 +59,7 @@ def start_worker(
     Raises:
         LoadError: the engine cannot be built, or its process died over it.
     """
-    level, log_format = _log_settings()
+    level, log_format = log_level_and_format()
     # Before anything is started: a factory that cannot be sent is the programmer's mistake.
     build = pickle.dumps(Build(factory=factory, request=request, log_level=level, log_format=log_format))
     process = ChildProcess(_label(factory, request))
@@ -101,16 +99,6 @@ def _label(factory: EngineFactory, request: EngineRequest) -> str:
     gpu = "" if request.device_index is None else f" gpu {request.device_index}"
     name = getattr(factory, "__name__", type(factory).__name__)
     return f"{name} {request.version_dir.parent.name}/{request.version_dir.name}{gpu}"
-
-
-def _log_settings() -> tuple[str, str]:
-    """The level and format that this process logs with, as `configure_logs` takes them."""
-    if not structlog.is_configured():
-        return "info", "text"
-    level = logging.getLevelName(get_logger(__name__).get_effective_level()).lower()
-    processors = structlog.get_config()["processors"]
-    is_json = any(isinstance(each, structlog.processors.JSONRenderer) for each in processors)
-    return level, "json" if is_json else "text"
 
 
 class WorkerEngine:

@@ -1,0 +1,102 @@
+"""The data types of KServe v2 and what they are in NumPy, and tensors' elements as they travel."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivec_server.errors import InvalidTensor
+from trivec_server.transport.kserve.subject import Subject
+
+Buffer: TypeAlias = bytes | memoryview
+
+BYTES = "BYTES"
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(np.uint16),
+}
+"""All but BYTES. NumPy has no bfloat16: its two bytes stay as they are."""
+
+_LENGTH = struct.Struct("<I")
+
+
+def split_elements(raw: bytes, count: int, name: str, subject: Subject) -> list[bytes]:
+    """
+    The elements of a raw BYTES tensor: each is its length, uint32 little-endian, and so many bytes.
+
+    Args:
+        raw: The bytes.
+        count: How many elements the tensor's shape asks for; no more than one beyond them is read.
+        name: The input's name, for errors.
+        subject: What errors are about.
+
+    Raises:
+        InvalidTensor: the bytes are not so many elements.
+    """
+    elements: list[bytes] = []
+    at, end, length, start = 0, len(raw), 0, 0
+    about = f"for inference input '{name}' for model '{subject.model}'"
+    while at < end:
+        if end - at < _LENGTH.size:
+            raise subject.refuse(
+                f"incomplete string length indicator {about}, expecting 4 bytes but only {end - at} bytes available. "
+                "Please make sure the string length indicator is in one buffer."
+            )
+        if len(elements) == count:
+            raise subject.refuse(f"unexpected number of string elements {count + 1} {about}, expecting {count}")
+        start = at + _LENGTH.size
+        length = _LENGTH.unpack_from(raw, at)[0]
+        at = start + length
+        elements.append(raw[start:at])
+    check_element_count(len(elements), count, name, subject)
+    if at > end:
+        raise InvalidTensor(
+            f"incomplete string data for inference input '{name}', expecting string of length {length} but only "
+            f"{end - start} bytes available"
+        )
+    return elements
+
+
+def check_element_count(given: int, count: int, name: str, subject: Subject) -> None:
+    """
+    Checks the number of elements of a BYTES tensor.
+
+    Raises:
+        InvalidTensor: it is not what the tensor's shape asks for.
+    """
+    about = f"for inference input '{name}' for model '{subject.model}'"
+    if given > count:
+        raise subject.refuse(f"unexpected number of string elements {count + 1} {about}, expecting {count}")
+    if given < count:
+        raise subject.refuse(f"expected {count} string elements {about}, got {given}")
+
+
+def join_elements(elements: Sequence[bytes]) -> bytes:
+    """Raw BYTES, as `split_elements` reads them."""
+    pieces: list[bytes] = []
+    for element in elements:
+        pieces.append(_LENGTH.pack(len(element)))
+        pieces.append(element)
+    return b"".join(pieces)
+
+
+def as_buffer(array: NDArray[Any]) -> Buffer:
+    """The array's memory, row by row; a copy only where it does not lie so."""
+    if array.dtype == np.object_:
+        return join_elements(array.reshape(-1).tolist())
+    if array.size and array.flags.c_contiguous:
+        return array.data.cast("B")
+    return array.tobytes()

@@ -1,0 +1,153 @@
+"""One ModelInfer request, from the message to the response's bytes, whatever the model takes."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from inference import grpc_service_pb2 as pb
+
+from trivec_server.errors import Overloaded, QueueTimeout, ResponseTooLarge, ShuttingDown
+from trivec_server.repository.registry import EmbeddingVersion, ServedVersion
+from trivec_server.settings import Limits
+from trivec_server.transport.calls import Call
+from trivec_server.transport.kserve.contents import InputTensor, read_inputs
+from trivec_server.transport.kserve.embed import EmbedInference
+from trivec_server.transport.kserve.lookup import Lookup
+from trivec_server.transport.kserve.outputs import WantedOutput, hand_over, read_outputs
+from trivec_server.transport.kserve.parameters import parse_parameters
+from trivec_server.transport.kserve.response import (
+    OutputTensor,
+    check_size,
+    render_response,
+    render_stream_response,
+)
+from trivec_server.transport.kserve.shared_memory import Regions
+from trivec_server.transport.kserve.subject import Subject
+from trivec_server.transport.kserve.tensors import TensorInference
+
+STOPPING = "GRPC server is shutting down and has stopped accepting new requests."
+FINAL_RESPONSE = "triton_final_response"
+_RENDER_ON_THREAD_BYTES = 2 * 1024 * 1024
+
+
+class Answer(Protocol):
+    """What comes of a request."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what its outputs take in the response."""
+
+    @property
+    def parameters(self) -> Mapping[str, int | bool]:
+        """The response's parameters."""
+
+    def outputs(self) -> Sequence[OutputTensor]:
+        """The outputs asked for, in the model's order."""
+
+
+class Inference(Protocol):
+    """A request that has been checked."""
+
+    @property
+    def held_bytes(self) -> int:
+        """About what it takes in memory until it is answered."""
+
+    async def compute(self) -> Answer:
+        """Lets the model's pipeline work."""
+
+
+class InferenceRequests:
+    """Makes requests of messages: one per server."""
+
+    def __init__(self, lookup: Lookup, limits: Limits, regions: Regions) -> None:
+        self._lookup = lookup
+        self._limits = limits
+        self._regions = regions
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Refuses requests from now on."""
+        self._is_stopping = True
+
+    def prepare(self, message: pb.ModelInferRequest, call: Call, size_bytes: int) -> "InferenceRequest":
+        """
+        Checks a message, in Triton's order. No await may come between this and `InferenceRequest.in_use`.
+
+        Raises:
+            InvalidTensor, InvalidRequest, NotFound, Unavailable: what is wrong with it.
+        """
+        if self._is_stopping:
+            raise ShuttingDown(STOPPING)
+        served = self._lookup.ready(message.model_name, message.model_version)
+        call.model = served.key.name
+        parameters = parse_parameters(message.parameters)
+        subject = Subject(served.key.name, message.id)
+        inputs = read_inputs(message, subject, self._regions)
+        wanted = read_outputs(message, self._regions)
+        size_bytes = max(size_bytes, sum(map(_data_bytes, inputs.values())))
+        inference: Inference
+        if isinstance(served, EmbeddingVersion):
+            inference = EmbedInference(served, call, inputs, wanted, parameters, subject, self._limits, size_bytes)
+        else:
+            inference = TensorInference(served, call, inputs, wanted, parameters, subject, size_bytes)
+        return InferenceRequest(served, inference, wanted, subject, self._limits.max_response_bytes)
+
+
+class InferenceRequest:
+    """One request that is right as far as can be said before it is computed."""
+
+    def __init__(
+        self,
+        served: ServedVersion,
+        inference: Inference,
+        wanted: Mapping[str, WantedOutput],
+        subject: Subject,
+        max_response_bytes: int,
+    ) -> None:
+        self._served = served
+        self._inference = inference
+        self._wanted = wanted
+        self._subject = subject
+        self._max_response_bytes = max_response_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """About what it takes in memory until it is answered."""
+        return self._inference.held_bytes
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """While it lasts, the version that the request is for is not closed."""
+        return self._served.pipeline.in_use()
+
+    async def respond(self, *, streamed: bool = False) -> bytes:
+        """
+        Computes the response: a ModelInferResponse, or with `streamed` a ModelStreamInferResponse.
+
+        Raises:
+            TrivecError: as the pipelines do, in Triton's words.
+        """
+        try:
+            answer = await self._inference.compute()
+        except Overloaded as error:
+            message = self._subject.prefixed(f"Exceeds maximum queue size: {error}")
+            raise Overloaded(message, retry_after_s=error.retry_after_s) from error
+        except QueueTimeout as error:
+            raise QueueTimeout("Request timeout expired") from error
+        except ResponseTooLarge as error:
+            raise ResponseTooLarge(f"Response exceeds gRPC's byte size limit: {error}") from error
+        if answer.size_bytes < _RENDER_ON_THREAD_BYTES:
+            return self._render(answer, streamed=streamed)
+        return await asyncio.to_thread(self._render, answer, streamed=streamed)
+
+    def _render(self, answer: Answer, *, streamed: bool) -> bytes:
+        outputs = hand_over(answer.outputs(), self._wanted) if self._wanted else answer.outputs()
+        parameters = {**answer.parameters, FINAL_RESPONSE: True} if streamed else answer.parameters
+        response = render_response(self._served.key, self._subject.request_id, parameters, outputs)
+        check_size(response, self._max_response_bytes)
+        return render_stream_response(response) if streamed else b"".join(response)
+
+
+def _data_bytes(tensor: InputTensor) -> int:
+    data = tensor.data
+    return sum(map(len, data)) if isinstance(data, list) else len(data) if isinstance(data, bytes) else data.nbytes
