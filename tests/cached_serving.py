@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,9 +88,7 @@ class CachedServing:
         """Sends a request of texts that are not cached, and waits until it is in the queue."""
         expected = self.pipeline.queued_tokens + sum(len(ids_of(text)) for text in texts)
         sent = self.start(*texts, modes=modes, **fields)
-        async with asyncio.timeout(_PATIENCE_S):
-            while self.pipeline.queued_tokens != expected:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.001)
+        await until(lambda: self.pipeline.queued_tokens == expected)
         return sent
 
     @asynccontextmanager
@@ -145,6 +143,13 @@ async def cached_serving(
     finally:
         script.gate.set()
         await pipeline.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition that no event tells of."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def assert_embeds(result: EmbedResult, sequences: Sequence[Sequence[int]], modes: Mode, *, atol: float = 0) -> None:

@@ -23,7 +23,7 @@ from trivec_server.settings import MIB
 from trivec_server.types import BatchingSettings, InputType, Mode, Truncation
 
 from tests.cached_rows import arrays_of
-from tests.cached_serving import CachedServing, HalvingScript, assert_embeds, cached_serving
+from tests.cached_serving import CachedServing, HalvingScript, assert_embeds, cached_serving, until
 from tests.scripted_engine import Script
 from tests.small_repository import MAX_TOKENS, ids_of
 
@@ -304,6 +304,7 @@ async def test_what_is_computed_for_a_request_that_has_gone_is_kept(tmp_path: Pa
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         served.script.gate.set()
+        await until(lambda: served.store.usage().entries == 1)
         assert_embeds(await served.embed("w20"), [ids_of("w20")], Mode.DENSE)
         assert len(served.computed) == 1
 
@@ -313,8 +314,7 @@ async def test_a_request_that_has_gone_and_was_known_in_part_is_not_computed(tmp
         await served.embed("w20")
         async with served.busy():
             gone = served.start("w20", "w21 w22")
-            while served.pipeline.queued_tokens != 4:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.001)
+            await until(lambda: served.pipeline.queued_tokens == 4)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
             assert served.pipeline.pending_requests == 1
