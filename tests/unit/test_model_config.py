@@ -390,11 +390,10 @@ class TestMeaning:
         assert read_settings.declared_modes == Mode.SPARSE | Mode.MULTI_VECTOR
         assert read_settings.multi_vector_dimension == 8
 
-    def test_a_timeout_that_may_be_overridden_but_is_none_warns(self, read: Read) -> None:
-        (warning,) = read("dynamic_batching { default_queue_policy { allow_timeout_override: true } }").warnings
-        assert (
-            "allow_timeout_override: accepted, but has no effect here: a request's timeout can only shorten" in warning
-        )
+    def test_a_timeout_may_be_overridden_where_there_is_none(self, read: Read) -> None:
+        settings = read("dynamic_batching { default_queue_policy { allow_timeout_override: true } }")
+        assert settings.warnings == ()
+        assert settings.batching.queue_policy.allow_timeout_override
 
     def test_priorities_without_levels_warn(self, read: Read) -> None:
         read_settings = read(

@@ -176,11 +176,6 @@ class ConfigReader:
         if policy.timeout_action not in _TIMEOUT_ACTIONS:
             field = f"dynamic_batching.{name}.timeout_action"
             raise self.error(field, f"{policy.timeout_action} is not REJECT or DELAY")
-        if policy.allow_timeout_override and not policy.default_timeout_microseconds:
-            self.warn(
-                f"dynamic_batching.{name}.allow_timeout_override",
-                f"{NO_EFFECT}: a request's timeout can only shorten default_timeout_microseconds, which is 0",
-            )
         return QueuePolicy(
             timeout_action=_TIMEOUT_ACTIONS[policy.timeout_action],
             timeout_us=policy.default_timeout_microseconds,
