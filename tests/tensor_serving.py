@@ -81,7 +81,7 @@ async def serving(
     limits: Limits | None = None,
     on_change: Callable[[EngineCounts], None] = lambda _: None,
 ) -> AsyncIterator[TensorServing]:
-    """Serves the script's model until the block ends."""
+    """Serves the script's model until the block ends. A request that is never answered ends it with an error."""
     devices: list[TensorDevice] = [Device(f"engine {number}", script.build) for number in range(instances)]
     for device in devices:
         await asyncio.to_thread(device.start)
@@ -99,7 +99,8 @@ async def serving(
     )
     pipeline.start()
     try:
-        yield TensorServing(script, pipeline, metrics)
+        async with asyncio.timeout(_PATIENCE_S):
+            yield TensorServing(script, pipeline, metrics)
     finally:
         script.building.set()
         script.gate.set()

@@ -537,17 +537,33 @@ async def test_when_the_last_engine_ends_all_requests_are_refused() -> None:
 
 async def test_closing_waits_until_nobody_uses_the_version_and_then_finishes_what_is_under_way() -> None:
     script = TensorScript()
-    async with serving(script, BatchingSettings(max_queue_delay_us=HOUR_US)) as served:
+    async with serving(script) as served:
         pipeline = served.pipeline
         with pipeline.in_use():
             closing = asyncio.ensure_future(pipeline.close())
-            (sent,) = await served.queue(floats([[1]]))
+            assert (await pipeline.infer(floats([[1]]))).outputs["same"].tolist() == [[1]]
+            script.entered.acquire()
+            script.gate.clear()
+            sent = served.start(floats([[2]]))
+            await asyncio.to_thread(script.entered.acquire)
             assert not closing.done()
-        assert (await sent).outputs["same"].tolist() == [[1]]
+        script.gate.set()
+        assert (await sent).outputs["same"].tolist() == [[2]]
         await closing
-        assert script.closed == 1
         with pytest.raises(Unavailable):
             await pipeline.infer(floats([[1]]))
+    assert script.closed == 1
+
+
+async def test_while_a_version_is_closed_nothing_waits_for_company() -> None:
+    script = TensorScript()
+    async with serving(script, BatchingSettings(max_queue_delay_us=HOUR_US)) as served:
+        with served.pipeline.in_use():
+            (waiting,) = await served.queue(floats([[1]]))
+            closing = asyncio.ensure_future(served.pipeline.close())
+            assert (await waiting).outputs["same"].tolist() == [[1]]
+            assert (await served.pipeline.infer(floats([[2]]))).outputs["same"].tolist() == [[2]]
+        await closing
 
 
 async def test_a_version_that_is_taken_into_use_again_at_the_last_moment_is_not_closed() -> None:
@@ -559,7 +575,9 @@ async def test_a_version_that_is_taken_into_use_again_at_the_last_moment_is_not_
         await asyncio.sleep(0)
         first.__exit__(None, None, None)
         with served.pipeline.in_use():
-            # `closing` has been woken, and must see that it is too late.
+            # `closing` is woken, and must see that it is too late.
+            for _ in range(3):
+                await asyncio.sleep(0)
             assert (await served.pipeline.infer(floats([[1]]))).outputs["same"].tolist() == [[1]]
         await closing
     assert script.closed == 1
@@ -600,7 +618,9 @@ async def test_each_request_is_charged_with_all_the_time_of_its_batch() -> None:
     blocker, batch = statistics.batches[1], statistics.batches[3]
     infer = statistics.compute.compute_infer
     assert infer.ns == blocker.compute_infer.ns + 2 * batch.compute_infer.ns
-    assert 0 < infer.ns + statistics.queue.ns <= statistics.success.ns
+    assert infer.ns > 0
+    assert statistics.queue.ns > 0
+    assert infer.ns + statistics.queue.ns <= statistics.success.ns
 
 
 async def test_a_request_that_was_split_for_lack_of_memory_counts_once() -> None:
