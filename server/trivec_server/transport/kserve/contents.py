@@ -52,7 +52,8 @@ def read_inputs(message: pb.ModelInferRequest, subject: Subject, regions: Region
         NotFound: a region of shared memory is not registered.
     """
     inputs: dict[str, InputTensor] = {}
-    _check_names(message, subject)
+    if len(message.inputs) > 1:
+        _check_names(message, subject)
     raw = message.raw_input_contents
     used = 0
     for tensor in message.inputs:

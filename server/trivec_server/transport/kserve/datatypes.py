@@ -30,7 +30,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """All but BYTES. NumPy has no bfloat16: its two bytes stay as they are."""
 
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
+"""What stands before each element of raw BYTES."""
 
 
 def split_elements(raw: bytes, count: int, name: str, subject: Subject) -> list[bytes]:
@@ -47,24 +48,22 @@ def split_elements(raw: bytes, count: int, name: str, subject: Subject) -> list[
         InvalidTensor: the bytes are not so many elements.
     """
     elements: list[bytes] = []
-    at, end, length, start = 0, len(raw), 0, 0
-    about = f"for inference input '{name}' for model '{subject.model}'"
-    while at < end:
-        if end - at < _LENGTH.size:
+    at, end, start = 0, len(raw), 0
+    # One element too many is enough to know.
+    while at < end and len(elements) <= count:
+        start = at + LENGTH.size
+        if start > end:
             raise subject.refuse(
-                f"incomplete string length indicator {about}, expecting 4 bytes but only {end - at} bytes available. "
-                "Please make sure the string length indicator is in one buffer."
+                f"incomplete string length indicator for inference input '{name}' for model '{subject.model}', "
+                f"expecting 4 bytes but only {end - at} bytes available. Please make sure the string length indicator "
+                "is in one buffer."
             )
-        if len(elements) == count:
-            raise subject.refuse(f"unexpected number of string elements {count + 1} {about}, expecting {count}")
-        start = at + _LENGTH.size
-        length = _LENGTH.unpack_from(raw, at)[0]
-        at = start + length
+        at = start + LENGTH.unpack_from(raw, at)[0]
         elements.append(raw[start:at])
     check_element_count(len(elements), count, name, subject)
     if at > end:
         raise InvalidTensor(
-            f"incomplete string data for inference input '{name}', expecting string of length {length} but only "
+            f"incomplete string data for inference input '{name}', expecting string of length {at - start} but only "
             f"{end - start} bytes available"
         )
     return elements
@@ -77,18 +76,19 @@ def check_element_count(given: int, count: int, name: str, subject: Subject) -> 
     Raises:
         InvalidTensor: it is not what the tensor's shape asks for.
     """
+    if given == count:
+        return
     about = f"for inference input '{name}' for model '{subject.model}'"
     if given > count:
         raise subject.refuse(f"unexpected number of string elements {count + 1} {about}, expecting {count}")
-    if given < count:
-        raise subject.refuse(f"expected {count} string elements {about}, got {given}")
+    raise subject.refuse(f"expected {count} string elements {about}, got {given}")
 
 
 def join_elements(elements: Sequence[bytes]) -> bytes:
     """Raw BYTES, as `split_elements` reads them."""
     pieces: list[bytes] = []
     for element in elements:
-        pieces.append(_LENGTH.pack(len(element)))
+        pieces.append(LENGTH.pack(len(element)))
         pieces.append(element)
     return b"".join(pieces)
 

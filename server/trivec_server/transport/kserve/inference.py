@@ -1,9 +1,9 @@
 """One ModelInfer request, from the message to the response's bytes, whatever the model takes."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from inference import grpc_service_pb2 as pb
 
@@ -13,6 +13,8 @@ from trivec_server.settings import Limits
 from trivec_server.transport.calls import Call
 from trivec_server.transport.kserve.contents import InputTensor, read_inputs
 from trivec_server.transport.kserve.embed import EmbedInference
+from trivec_server.transport.kserve.embed_inputs import check_inputs, read_plain
+from trivec_server.transport.kserve.embed_outputs import output_names
 from trivec_server.transport.kserve.lookup import Lookup
 from trivec_server.transport.kserve.outputs import WantedOutput, hand_over, read_outputs
 from trivec_server.transport.kserve.parameters import parse_parameters
@@ -46,15 +48,21 @@ class Answer(Protocol):
         """The outputs asked for, in the model's order."""
 
 
-class Inference(Protocol):
+ResultT = TypeVar("ResultT")
+
+
+class Inference(Protocol[ResultT]):
     """A request that has been checked."""
 
     @property
     def held_bytes(self) -> int:
         """About what it takes in memory until it is answered."""
 
-    async def compute(self) -> Answer:
+    def compute(self) -> Coroutine[None, None, ResultT]:
         """Lets the model's pipeline work."""
+
+    def answer(self, result: ResultT) -> Answer:
+        """What is answered."""
 
 
 class InferenceRequests:
@@ -83,24 +91,34 @@ class InferenceRequests:
         call.model = served.key.name
         parameters = parse_parameters(message.parameters)
         subject = Subject(served.key.name, message.id)
+        limits = self._limits
+        if isinstance(served, EmbeddingVersion):
+            available = output_names(served.loaded.info.modes)
+            plain = read_plain(message, available, limits.max_texts_per_request)
+            if plain is not None:
+                embed = EmbedInference(served, call, plain, parameters, limits, size_bytes)
+                return InferenceRequest(served, embed, {}, subject, limits.max_response_bytes)
         inputs = read_inputs(message, subject, self._regions)
         wanted = read_outputs(message, self._regions)
         size_bytes = max(size_bytes, sum(map(_data_bytes, inputs.values())))
-        inference: Inference
+        inference: Inference[Any]
         if isinstance(served, EmbeddingVersion):
-            inference = EmbedInference(served, call, inputs, wanted, parameters, subject, self._limits, size_bytes)
+            given = check_inputs(inputs, wanted, available, limits.max_texts_per_request, subject)
+            inference = EmbedInference(served, call, given, parameters, limits, size_bytes)
         else:
             inference = TensorInference(served, call, inputs, wanted, parameters, subject, size_bytes)
-        return InferenceRequest(served, inference, wanted, subject, self._limits.max_response_bytes)
+        return InferenceRequest(served, inference, wanted, subject, limits.max_response_bytes)
 
 
 class InferenceRequest:
     """One request that is right as far as can be said before it is computed."""
 
+    __slots__ = ("_inference", "_max_response_bytes", "_served", "_subject", "_wanted")
+
     def __init__(
         self,
         served: ServedVersion,
-        inference: Inference,
+        inference: Inference[Any],
         wanted: Mapping[str, WantedOutput],
         subject: Subject,
         max_response_bytes: int,
@@ -128,7 +146,7 @@ class InferenceRequest:
             TrivecError: as the pipelines do, in Triton's words.
         """
         try:
-            answer = await self._inference.compute()
+            answer = self._inference.answer(await self._inference.compute())
         except Overloaded as error:
             message = self._subject.prefixed(f"Exceeds maximum queue size: {error}")
             raise Overloaded(message, retry_after_s=error.retry_after_s) from error
@@ -141,7 +159,7 @@ class InferenceRequest:
         return await asyncio.to_thread(self._render, answer, streamed=streamed)
 
     def _render(self, answer: Answer, *, streamed: bool) -> bytes:
-        outputs = hand_over(answer.outputs(), self._wanted) if self._wanted else answer.outputs()
+        outputs = hand_over(answer.outputs(), self._wanted)
         parameters = {**answer.parameters, FINAL_RESPONSE: True} if streamed else answer.parameters
         response = render_response(self._served.key, self._subject.request_id, parameters, outputs)
         check_size(response, self._max_response_bytes)

@@ -9,7 +9,8 @@ from inference import model_config_pb2
 
 from trivec_server.repository.registry import EmbeddingVersion, ServedVersion
 from trivec_server.transport.kserve.datatypes import BYTES
-from trivec_server.transport.kserve.embed import TEXT, embedding_outputs
+from trivec_server.transport.kserve.embed_inputs import TEXT
+from trivec_server.transport.kserve.embed_outputs import describe_outputs
 from trivec_server.types import TensorSpec
 
 _NAME = "trivec"
@@ -44,7 +45,7 @@ def describe_model(versions: Sequence[ServedVersion]) -> pb.ModelMetadataRespons
     )
     if isinstance(newest, EmbeddingVersion):
         response.inputs.append(_Tensor(name=TEXT, datatype=BYTES, shape=(-1, 1)))
-        for name, datatype, shape in embedding_outputs(newest.loaded.info):
+        for name, datatype, shape in describe_outputs(newest.loaded.info):
             response.outputs.append(_Tensor(name=name, datatype=datatype, shape=shape))
         return response
     batch = (-1,) if newest.loaded.settings.batching.max_batch_size else ()

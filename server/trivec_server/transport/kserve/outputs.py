@@ -62,13 +62,15 @@ def _read_output(tensor: pb.ModelInferRequest.InferRequestedOutputTensor, region
     return WantedOutput(placement, regions.find(placement))
 
 
-def hand_over(outputs: Sequence[OutputTensor], wanted: Mapping[str, WantedOutput]) -> list[OutputTensor]:
+def hand_over(outputs: Sequence[OutputTensor], wanted: Mapping[str, WantedOutput]) -> Sequence[OutputTensor]:
     """
     Writes outputs that are wanted there into shared memory; the others stay as they are.
 
     Raises:
         SharedMemoryUnusable: an output is larger than its place.
     """
+    if all(how.region is None for how in wanted.values()):
+        return outputs
     return [_hand_over(output, wanted.get(output.name, _IN_MESSAGE)) for output in outputs]
 
 

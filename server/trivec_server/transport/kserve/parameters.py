@@ -7,6 +7,7 @@ from typing import NamedTuple
 from inference import grpc_service_pb2 as pb
 
 from trivec_server.errors import InvalidTensor
+from trivec_server.types import BatchingSettings
 
 Parameters = Mapping[str, pb.InferParameter]
 
@@ -22,6 +23,10 @@ class RequestParameters(NamedTuple):
     priority: int = 0
     timeout_us: int = 0
     custom: Parameters = MappingProxyType({})
+
+    def level(self, batching: BatchingSettings) -> int:
+        """The priority for a model's queue: as in Triton, a level that the model does not have is its default one."""
+        return self.priority if self.priority <= batching.priority_levels else 0
 
 
 NONE = RequestParameters()

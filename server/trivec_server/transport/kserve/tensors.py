@@ -1,7 +1,7 @@
 """ModelInfer for models that take tensors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,7 @@ class TensorInference:
             inputs={tensor.name: _array(tensor) for tensor in checked.tensors},
             outputs=tuple(spec.name for spec in self._specs),
             rows=checked.rows,
-            # As in Triton, a level that the model does not have is its default one.
-            priority=parameters.priority if parameters.priority <= batching.priority_levels else 0,
+            priority=parameters.level(batching),
             timeout_us=parameters.timeout_us,
             deadline=call.deadline,
             size_bytes=size_bytes,
@@ -71,14 +70,12 @@ class TensorInference:
         )
         return self._task.size_bytes + self._task.rows * sum(known)
 
-    async def compute(self) -> "TensorAnswer":
-        """
-        Lets the model's pipeline work.
+    def compute(self) -> Coroutine[None, None, TensorResult]:
+        """Lets the model's pipeline work; raises as `TensorPipeline.infer` does."""
+        return self._pipeline.infer(self._task)
 
-        Raises:
-            As `TensorPipeline.infer`.
-        """
-        result = await self._pipeline.infer(self._task)
+    def answer(self, result: TensorResult) -> "TensorAnswer":
+        """What is answered."""
         return TensorAnswer(result, self._specs, self._wanted, has_batch_dimension=self._has_batch_dimension)
 
 
