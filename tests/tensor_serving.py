@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from trivec_server.metrics import Metrics
+from trivec_server.metrics.statistics import FailReason, StatisticsSnapshot
 from trivec_server.serving.device import Device
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.tensors.batch_run import TensorDevice
@@ -18,7 +19,7 @@ from trivec_server.serving.tensors.request import TensorResult, TensorTask
 from trivec_server.settings import Limits
 from trivec_server.types import BatchingSettings, ModelVersion
 
-from tests.scripted_tensors import TensorScript
+from tests.scripted_tensors import Tensors, TensorScript
 
 KEY = ModelVersion("scripted", 1)
 _PATIENCE_S = 30.0
@@ -140,6 +141,21 @@ def floats(
     """A request to a model with the input `x` of FP32."""
     x = np.array(rows, np.float32)
     return task_of({"x": x}, outputs, priority=priority, timeout_us=timeout_us, deadline=deadline)
+
+
+def fail_on(number: float, error: BaseException) -> Callable[[Tensors], None]:
+    """Fails with a batch that holds a number."""
+
+    def run(inputs: Tensors) -> None:
+        if number in inputs["x"]:
+            raise error
+
+    return run
+
+
+def counts(statistics: StatisticsSnapshot) -> dict[FailReason, int]:
+    """The reasons for which requests failed, with their number."""
+    return {reason: total.count for reason, total in statistics.failures.items() if total.count}
 
 
 async def until(condition: Callable[[], bool], otherwise: str = "it never came true") -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, NamedTuple
 
 from trivec_server.errors import (
@@ -28,16 +27,14 @@ from trivec_server.serving.batch_run import BatchRunner
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device, EngineT
 from trivec_server.serving.engine_roster import EngineCounts, EngineRoster
+from trivec_server.serving.lease import Lease
+from trivec_server.serving.outbox import Outbox
 from trivec_server.serving.ticket import Ticket, TicketT
 from trivec_server.settings import Limits
 from trivec_server.types import BatchingSettings, QueuePolicy, TimeoutAction
 
 _MIN_RETRY_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 5.0
-_GATHER_S = 0.002
-_MAX_GAP_S = 4 * _GATHER_S
-_GAP_SMOOTHING = 0.05
-_COMPANY_S = 0.25
 
 
 @dataclass(slots=True)
@@ -94,12 +91,8 @@ class Spine(Generic[TicketT, EngineT]):
         self._tickets: set[TicketT] = set()
         self._closing = False
         self._discarding = False
-        self._outgoing: list[TicketT] = []
-        self._last_arrival = 0.0
-        self._mean_gap_s = _MAX_GAP_S
-        self._company = _Company()
-        self._flushing: asyncio.Handle | None = None
-        self._use = _Use()
+        self._outbox: Outbox[TicketT] = Outbox(self._loop, batcher.submit)
+        self._use = Lease()
         metrics.token_budget.set(batcher.token_budget)
         metrics.pending_requests.set_function(lambda: self.admitted.requests)
         metrics.waiting_requests.set_function(self._count_waiting)
@@ -116,7 +109,7 @@ class Spine(Generic[TicketT, EngineT]):
         self._batcher.hurry()
         await self._use.over()
         self._closing = True
-        self._flush()
+        self._outbox.flush()
         await asyncio.to_thread(self._batcher.close)
         for device in self._devices:
             await asyncio.to_thread(device.join)
@@ -232,7 +225,7 @@ class Spine(Generic[TicketT, EngineT]):
             timeout_us = 0
         self._enter(ticket, held_bytes)
         try:
-            self._send(ticket)
+            self._outbox.put(ticket, ticket.admitted_at, self.admitted.requests)
             if ticket.deadline is None and not timeout_us:
                 await ticket.future
             else:
@@ -274,32 +267,6 @@ class Spine(Generic[TicketT, EngineT]):
             if timer is not None:
                 timer.cancel()
 
-    def _send(self, ticket: TicketT) -> None:
-        """
-        Hands the ticket to the batcher. While requests arrive by the hundreds a second, it waits 2 ms for the next
-        ones, because each hop between threads costs more than all else that is done for a short text; but not once as
-        many have come as there were under way together of late: their callers wait for answers before they send more.
-        """
-        self._outgoing.append(ticket)
-        gap_s = min(ticket.admitted_at - self._last_arrival, _MAX_GAP_S)
-        self._last_arrival = ticket.admitted_at
-        self._mean_gap_s += _GAP_SMOOTHING * (gap_s - self._mean_gap_s)
-        if len(self._outgoing) >= self._company.count(self.admitted.requests, ticket.admitted_at):
-            self._flush()
-        elif self._flushing is None:
-            if self._mean_gap_s < _GATHER_S:
-                self._flushing = self._loop.call_later(_GATHER_S, self._flush)
-            else:
-                self._flushing = self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        if self._outgoing:
-            self._batcher.submit(self._outgoing)
-            self._outgoing = []
-
     def _count_waiting(self) -> int:
         """Requests of which nothing has been computed. For any thread: copying a set is one step."""
         return sum(not ticket.started for ticket in self._tickets.copy())
@@ -333,47 +300,6 @@ class Spine(Generic[TicketT, EngineT]):
     def _discard(self) -> None:
         self._discarding = False
         self._batcher.discard_abandoned()
-
-
-class _Company:
-    """The most requests that were under way together, in the last quarter of a second or two."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._most = 0
-        self._most_before = 0
-
-    def count(self, requests: int, now: float) -> int:
-        """Takes in how many are under way now."""
-        if now - self._since > _COMPANY_S:
-            self._since, self._most_before, self._most = now, self._most, 0
-        self._most = max(self._most, requests)
-        return max(self._most, self._most_before)
-
-
-class _Use(AbstractContextManager[None]):
-    """Counts those who use a version. One object for all of them: entering it makes nothing new."""
-
-    def __init__(self) -> None:
-        self._users = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> None:
-        self._users += 1
-        self._idle.clear()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._users -= 1
-        if not self._users:
-            self._idle.set()
-
-    async def over(self) -> None:
-        """Waits until nobody uses the version."""
-        while self._users:
-            await self._idle.wait()
 
 
 def _effective_timeout_us(policy: QueuePolicy, asked_us: int) -> int:
