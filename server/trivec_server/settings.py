@@ -49,6 +49,10 @@ class CacheSettings:
     ttl_s: int = 24 * 3600
 
 
+EVERY_MODEL = "*"
+"""What `load_models` says, alone, for all of them."""
+
+
 class ControlMode(enum.Enum):
     """Who decides which models are loaded: the start alone, the repository's directories, or calls (as in Triton)."""
 
@@ -59,11 +63,20 @@ class ControlMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """Everything `trivec serve` can be told. A `metrics_port` of None: no metrics; a port of 0: any free one."""
+    """
+    Everything `trivec serve` can be told. A `metrics_port` of None: no metrics; a port of 0: any free one.
 
-    model_repository: Path = Path("model_repository")
+    `load_models`: those to serve, empty: all; with ControlMode.EXPLICIT those to load at the start, empty: none.
+    `repository_stability_s`: how long what has changed must have looked the same before polling loads it.
+    """
+
+    model_repositories: tuple[Path, ...] = (Path("model_repository"),)
     model_control_mode: ControlMode = ControlMode.NONE
     load_models: tuple[str, ...] = ()
+    repository_poll_s: float = 15.0
+    repository_stability_s: float = 2.0
+    strict_readiness: bool = True
+    exit_on_error: bool = False
     default_model: str | None = None
     host: str = "127.0.0.1"
     grpc_port: int = 8001

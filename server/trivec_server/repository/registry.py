@@ -1,86 +1,40 @@
 """What the server has loaded: every version's state, and the way from a request's model name to a pipeline."""
 
-import asyncio
-import enum
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TypeAlias
 
-from trivec_server.backends.interface import EngineFactory
-from trivec_server.errors import CommandError, InvalidRequest, LoadError, NotFound, Unavailable
+from trivec_server.errors import InvalidRequest, NotFound, Unavailable
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.metrics.statistics import ModelStatistics
-from trivec_server.repository.engines import ENGINES
-from trivec_server.repository.loading import LoadedVersion, load_version
-from trivec_server.repository.manifest import read_manifest
-from trivec_server.repository.scan import ModelEntry, scan_repository, select_versions
+from trivec_server.repository.loading import LoadedVersion
+from trivec_server.repository.records import EmbeddingVersion, ServedVersion, State, TensorVersion, VersionRecord
+from trivec_server.repository.staging import StagedVersion
+from trivec_server.repository.starting import VersionStarter
 from trivec_server.repository.tensor_loading import LoadedTensors
+from trivec_server.serving.cache.store import RowStore
 from trivec_server.serving.engine_roster import EngineCounts
-from trivec_server.serving.pipeline import Pipeline
-from trivec_server.serving.tensors.pipeline import TensorPipeline
-from trivec_server.settings import ServeSettings
-from trivec_server.types import ModelSettings, ModelVersion
+from trivec_server.settings import ControlMode, ServeSettings
+from trivec_server.types import ModelVersion
+
+__all__ = ["EmbeddingVersion", "Registry", "ServedVersion", "State", "TensorVersion", "VersionRecord"]
 
 _log = get_logger(__name__)
 
+UNLOADED = "unloaded"
+"""Why a version is unavailable that was asked to be so; Triton's word, which its clients look for."""
 
-class State(enum.Enum):
-    """The lifecycle of a version, as `ModelState` in `embedding.proto`."""
-
-    LOADING = enum.auto()
-    READY = enum.auto()
-    UNAVAILABLE = enum.auto()
-    UNLOADING = enum.auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingVersion:
-    """A version of an embedding model, to serve requests with."""
-
-    key: ModelVersion
-    loaded: LoadedVersion
-    pipeline: Pipeline
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorVersion:
-    """A version of a model that takes tensors, to serve requests with."""
-
-    key: ModelVersion
-    loaded: LoadedTensors
-    pipeline: TensorPipeline
-
-
-ServedVersion: TypeAlias = EmbeddingVersion | TensorVersion
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRecord:
-    """
-    One version and its state. `served` is there when it is READY (or UNLOADING). A model of which no version could even
-    be found has one record of version 0. `interrupted`: READY, but no engine is at work until one has been built anew;
-    requests wait.
-    """
-
-    key: ModelVersion
-    state: State
-    reason: str = ""
-    served: ServedVersion | None = None
-    interrupted: bool = False
-
-    @property
-    def serves(self) -> bool:
-        """What health says of it."""
-        return self.state is State.READY and not self.interrupted
+_MENDS = {
+    ControlMode.NONE: "restart the server",
+    ControlMode.POLL: "it will be loaded again",
+    ControlMode.EXPLICIT: "load the model again",
+}
 
 
 class Registry:
     """
-    The owner of all loaded versions. Lives on the event loop; loading itself runs on threads.
+    The table of all versions. Lives on the event loop; `ModelControl` decides what is in it.
 
     `on_change(record)` is called on the event loop after every change of state.
     """
@@ -89,68 +43,32 @@ class Registry:
         self,
         settings: ServeSettings,
         metrics: Metrics,
-        engines: Mapping[str, EngineFactory] = ENGINES,
+        store: RowStore,
         *,
         on_change: Callable[[VersionRecord], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._engines = engines
         self._on_change = on_change
         self._records: dict[ModelVersion, VersionRecord] = {}
         self._default: str | None = None
         self._ready: dict[tuple[str, int], ServedVersion] = {}
-        self._statistics: dict[ModelVersion, ModelStatistics] = {}
+        self._starter = VersionStarter(settings.limits, metrics, store)
 
-    def records(self) -> list[VersionRecord]:
-        """All versions, ordered by name, then version."""
-        return sorted(self._records.values(), key=lambda record: (record.key.name, record.key.version))
+    def records(self, name: str | None = None) -> list[VersionRecord]:
+        """All versions, or those of one model, ordered by name, then version."""
+        found = (record for record in self._records.values() if name is None or record.key.name == name)
+        return sorted(found, key=lambda record: (record.key.name, record.key.version))
 
     @property
     def default_model(self) -> str | None:
-        """The model of requests that name none; decided by `scan` for as long as the server runs."""
+        """The model of requests that name none."""
         return self._default
 
     @property
     def any_ready(self) -> bool:
         """Whether any version serves."""
         return any(record.serves for record in self._records.values())
-
-    def scan(self) -> list[ModelEntry]:
-        """
-        Reads the repository and registers what is to be loaded as LOADING.
-
-        Raises:
-            CommandError: the repository cannot be read, is empty, or lacks a model asked for.
-        """
-        entries = list(scan_repository(self._settings.model_repository))
-        names = [entry.name for entry in entries]
-        wanted = self._settings.load_models or tuple(names)
-        for name in (*wanted, *filter(None, (self._settings.default_model,))):
-            if name not in names:
-                known = ", ".join(names) or "none"
-                raise CommandError(f"model `{name}` is not in {self._settings.model_repository}; models there: {known}")
-        if not entries:
-            raise CommandError(
-                f"{self._settings.model_repository} holds no model; run `trivec pull m3-mini` or name another "
-                "directory with --model-repository"
-            )
-        entries = [entry for entry in entries if entry.name in wanted]
-        self._default = self._settings.default_model or _only_model(entries)
-        for entry in entries:
-            self._register(entry)
-        return entries
-
-    async def load(self, entries: list[ModelEntry]) -> None:
-        """Loads the registered versions, one after the other. A failure is recorded and the others go on."""
-        for entry in entries:
-            if entry.settings is None:
-                continue
-            for version in entry.versions:
-                key = ModelVersion(entry.name, version.number)
-                record = self._records.get(key)
-                if record is not None and record.state is State.LOADING:
-                    await self._load_one(key, version.path, entry.settings)
 
     def resolve(self, name: str, version: int) -> EmbeddingVersion:
         """
@@ -180,7 +98,7 @@ class Registry:
 
     def statistics(self, key: ModelVersion) -> ModelStatistics:
         """The counts of a version, from its first load on."""
-        return self._statistics.setdefault(key, ModelStatistics())
+        return self._starter.statistics(key)
 
     def find(self, name: str, version: int) -> VersionRecord:
         """As `resolve`, whatever the version's state; of versions not ready the newest."""
@@ -199,71 +117,100 @@ class Registry:
             raise NotFound(f"model `{name}` has no version {version}; known versions: {known}")
         return max(versions, key=lambda record: (record.state is State.READY, record.key.version))
 
-    async def close(self) -> None:
-        """Unloads every version: each serves its requests under way first."""
-        for record in self.records():
-            if record.served is not None:
-                self._set(replace(record, state=State.UNLOADING))
-                await record.served.pipeline.close()
-                self._set(replace(record, state=State.UNAVAILABLE, reason="unloaded", served=None))
+    def choose_default(self, name: str | None) -> None:
+        """Sets the model of requests that name none."""
+        self._default = name
+        self._index_ready()
 
-    def _register(self, entry: ModelEntry) -> None:
-        log = _log.bind(model=entry.name)
-        for problem in entry.problems:
-            log.warning("model repository", problem=problem)
-        settings = entry.settings
-        if settings is None or entry.error is not None:
-            self._refuse(ModelVersion(entry.name, 0), entry.error or "the model cannot be read")
-            return
-        for warning in settings.warnings:
-            log.warning("config.pbtxt", warning=warning)
-        selection = select_versions(settings.version_policy, [version.number for version in entry.versions])
-        for number in selection.missing:
-            self._refuse(ModelVersion(entry.name, number), "version_policy asks for it, but its directory is missing")
-        for number in selection.selected:
-            self._set(VersionRecord(key=ModelVersion(entry.name, number), state=State.LOADING))
+    def serving(self, name: str) -> frozenset[int]:
+        """The numbers of a model's versions that are READY."""
+        return frozenset(record.key.version for record in self.records(name) if record.state is State.READY)
 
-    async def _load_one(self, key: ModelVersion, path: Path, settings: ModelSettings) -> None:
-        started_at = time.monotonic()
-        try:
-            loaded = await asyncio.to_thread(load_version, key, path, settings, self._engines)
-        except LoadError as error:
-            self._refuse(key, str(error))
-            return
-        except Exception:  # noqa: BLE001 - concerns this version only; the others go on
-            _log.exception("model failed to load", model=key.name, version=key.version)
-            self._refuse(key, "an unexpected error; the server's log has it")
-            return
-        pipeline = Pipeline(
-            name=str(key),
-            tokenizer=loaded.tokenizer,
-            devices=loaded.devices,
-            info=loaded.info,
-            batching=settings.batching,
-            max_tokens=loaded.max_tokens,
-            limits=self._settings.limits,
-            metrics=self._metrics.model(key),
-            statistics=self.statistics(key),
-            on_change=partial(self._engines_changed, key),
+    def held(self, name: str) -> frozenset[int]:
+        """The numbers of a model's versions that hold engines and are not being released, even if those have failed."""
+        return frozenset(
+            record.key.version
+            for record in self.records(name)
+            if record.served is not None and record.state is not State.UNLOADING
         )
-        pipeline.start()
-        duration_s = time.monotonic() - started_at
-        self._metrics.model_load_duration_s.labels(key.name, str(key.version)).set(duration_s)
-        served = EmbeddingVersion(key=key, loaded=loaded, pipeline=pipeline)
-        self._metrics.watch_statistics(key, self.statistics(key).snapshot)
-        self._set(VersionRecord(key=key, state=State.READY, served=served))
-        self._metrics.model_loaded(key, loaded.info.engine, loaded.info.device, loaded.info.precision)
-        for note in loaded.info.notes:
-            _log.info("engine", model=key.name, version=key.version, note=note)
-        _log.info(
-            "model ready",
-            model=key.name,
-            version=key.version,
-            engine=loaded.info.engine,
-            device=loaded.info.device,
-            precision=loaded.info.precision,
-            load_s=round(duration_s, 2),
-        )
+
+    def serving_models(self) -> frozenset[str]:
+        """The models of which a version serves. For any thread."""
+        return frozenset(record.key.name for record in list(self._records.values()) if record.serves)
+
+    def expect(self, key: ModelVersion) -> None:
+        """A version is about to be loaded; one that serves goes on."""
+        self._set_unless_ready(VersionRecord(key=key, state=State.LOADING))
+
+    def refuse(self, key: ModelVersion, reason: str, *, is_fault: bool = True) -> None:
+        """A version cannot be loaded; one that serves goes on. Without `is_fault` it is only not there yet."""
+        record = VersionRecord(key=key, state=State.UNAVAILABLE, cause=reason)
+        before = self._records.get(key)
+        if before is None or (before.state, before.cause) != (record.state, record.cause):
+            level = _log.error if is_fault else _log.info
+            level("model unavailable", model=key.name, version=key.version, reason=reason)
+            self._set_unless_ready(record)
+
+    def note(self, name: str, note: str) -> None:
+        """What there is to know of all versions of a model that serve, beside that; "": nothing."""
+        for number in self.serving(name):
+            self.note_version(ModelVersion(name, number), note)
+
+    def note_version(self, key: ModelVersion, note: str) -> None:
+        """The same of one version."""
+        record = self._records[key]
+        if record.note != note:
+            self._set(replace(record, note=note))
+
+    def note_of(self, key: ModelVersion) -> str:
+        """What is noted of a version."""
+        return self._records[key].note
+
+    def switch(self, staged: Iterable[StagedVersion], retired: Mapping[ModelVersion, str]) -> list[ServedVersion]:
+        """
+        From one request to the next, the staged versions serve and the retired ones do not.
+
+        Args:
+            staged: Versions that passed their self-check; they may take the place of ones that serve.
+            retired: Versions that hold engines, with the reason why they will serve no longer.
+
+        Returns:
+            What served until now: for `release`.
+        """
+        changed = []
+        for each in staged:
+            served = self._starter.start(each, partial(self._engines_changed, each.loaded))
+            changed.append(VersionRecord(key=each.key, state=State.READY, served=served))
+        keys = [*(record.key for record in changed), *retired]
+        replaced = [self._records[key].served for key in keys if key in self._records]
+        changed += [
+            replace(self._records[key], state=State.UNLOADING, cause=reason, note="", interrupted=False)
+            for key, reason in retired.items()
+        ]
+        self._set(*changed)
+        return [served for served in replaced if served is not None]
+
+    async def release(self, served: ServedVersion) -> None:
+        """Lets a version that was switched off serve its requests under way, and closes its engines."""
+        await served.pipeline.close()
+        record = self._records.get(served.key)
+        if record is not None and record.served is served and record.state is State.UNLOADING:
+            self._set(replace(record, state=State.UNAVAILABLE, cause=record.cause or UNLOADED, served=None))
+            record = None
+        if record is None or record.served is None:
+            self._metrics.model_unloaded(served.key)
+        _log.info("model unloaded", model=served.key.name, version=served.key.version)
+
+    def forget(self, name: str, known: Container[int]) -> None:
+        """Drops a model's versions that hold no engines, but for those with these numbers."""
+        for record in self.records(name):
+            if record.served is None and record.key.version not in known:
+                del self._records[record.key]
+                self._metrics.model_forgotten(record.key)
+
+    def reloaded(self, name: str, *, succeeded: bool) -> None:
+        """Counts a load of a model that was served already."""
+        self._metrics.model_reloaded(name, succeeded=succeeded)
 
     def _index_ready(self) -> None:
         """Makes the table of what `resolve` can answer at once: by name or as default, by version or as newest."""
@@ -281,50 +228,39 @@ class Registry:
         known = ", ".join(names) or "none"
         raise InvalidRequest("model", f"must be given: there is no default model; known models: {known}")
 
-    def _engines_changed(self, key: ModelVersion, counts: EngineCounts) -> None:
+    def _engines_changed(self, loaded: LoadedVersion | LoadedTensors, counts: EngineCounts) -> None:
         """
         Some engines died, or came back. While one is at work or will be, requests are taken; without any at work,
         health says so. A version whose engines are all gone serves no more; its pipeline is closed with the others.
         """
-        record = self._records[key]
+        record = self._records.get(loaded.key)
+        if record is None or record.served is None or record.served.loaded is not loaded:
+            # It was replaced: of no concern to those who ask for the version now.
+            return
+        if record.state is State.UNLOADING:
+            return
         if counts.running == counts.total:
-            self._set(replace(record, reason="", interrupted=False))
+            self._set(replace(record, cause="", interrupted=False))
         elif counts.running or counts.restarting:
             gone = counts.total - counts.running - counts.restarting
-            reason = f"{counts.running} of {counts.total} engine instances at work, {counts.restarting} being restarted"
-            reason += f", {gone} failed ({'; '.join(counts.failures)}): restart the server" if gone else ""
-            self._set(replace(record, reason=reason, interrupted=not counts.running))
+            cause = f"{counts.running} of {counts.total} engine instances at work, {counts.restarting} being restarted"
+            cause += f", {gone} failed ({'; '.join(counts.failures)}): restart the server" if gone else ""
+            self._set(replace(record, cause=cause, interrupted=not counts.running))
         else:
-            reason = f"the engine has failed ({'; '.join(counts.failures)}): restart the server"
-            self._set(replace(record, state=State.UNAVAILABLE, reason=reason))
+            cause = f"the engine has failed ({'; '.join(counts.failures)}): {_MENDS[self._settings.model_control_mode]}"
+            self._set(replace(record, state=State.UNAVAILABLE, cause=cause))
 
-    def _refuse(self, key: ModelVersion, reason: str) -> None:
-        _log.error("model unavailable", model=key.name, version=key.version, reason=reason)
-        # Clients see the reason: the repository's place on this machine is none of their business.
-        reason = reason.replace(f"{self._settings.model_repository}/", "")
-        self._set(VersionRecord(key=key, state=State.UNAVAILABLE, reason=reason))
+    def _set_unless_ready(self, record: VersionRecord) -> None:
+        """Changes a version that does not serve. Engines that have failed stay with it until they are released."""
+        before = self._records.get(record.key)
+        if before is None or before.state is not State.READY:
+            failed = before is not None and before.state is not State.UNLOADING
+            self._set(replace(record, served=before.served if before is not None and failed else None))
 
-    def _set(self, record: VersionRecord) -> None:
-        self._records[record.key] = record
+    def _set(self, *records: VersionRecord) -> None:
+        """Changes all of them before anyone hears of it."""
+        self._records.update({record.key: record for record in records})
         self._index_ready()
-        self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(record.serves)
-        self._on_change(record)
-
-
-def _only_model(entries: list[ModelEntry]) -> str | None:
-    """
-    The default model where none was chosen: the only one with a version to load; of several, the only one that was not
-    made for demonstrations. None if that leaves no one, or more than one.
-    """
-    loadable = [entry for entry in entries if entry.error is None and entry.versions]
-    if len(loadable) > 1:
-        loadable = [entry for entry in loadable if not _is_demonstration(entry)]
-    return loadable[0].name if len(loadable) == 1 else None
-
-
-def _is_demonstration(entry: ModelEntry) -> bool:
-    try:
-        return read_manifest(entry.versions[-1].path).model.demonstration
-    except LoadError:
-        # Loading will say what is wrong with it.
-        return False
+        for record in records:
+            self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(record.serves)
+            self._on_change(record)

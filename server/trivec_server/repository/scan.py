@@ -59,6 +59,16 @@ def scan_repository(root: Path) -> tuple[ModelEntry, ...]:
     Raises:
         CommandError: the repository itself is missing, not a directory, or cannot be read.
     """
+    return tuple(scan_model(path) for path in list_models(root))
+
+
+def list_models(root: Path) -> tuple[Path, ...]:
+    """
+    The model directories of a repository, by name. Reads nothing in them.
+
+    Raises:
+        CommandError: as for `scan_repository`.
+    """
     try:
         children = sorted(root.iterdir(), key=lambda child: child.name)
     except FileNotFoundError:
@@ -69,10 +79,13 @@ def scan_repository(root: Path) -> tuple[ModelEntry, ...]:
         raise CommandError(f"model repository {root} cannot be read: {error.strerror}") from None
     # A link that leads nowhere is a model that is lost, not a stray file.
     return tuple(
-        _scan_model(child)
-        for child in children
-        if not child.name.startswith(".") and (_is_directory(child) or child.is_symlink())
+        child for child in children if not child.name.startswith(".") and (_is_directory(child) or child.is_symlink())
     )
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a directory of this name is a model's."""
+    return 0 < len(name.encode(errors="surrogateescape")) <= _MAX_NAME_BYTES and name.isprintable()
 
 
 def select_versions(policy: VersionPolicy, available: Iterable[int]) -> VersionSelection:
@@ -89,10 +102,13 @@ def select_versions(policy: VersionPolicy, available: Iterable[int]) -> VersionS
     return VersionSelection(tuple(versions))
 
 
-def _scan_model(path: Path) -> ModelEntry:
+def scan_model(path: Path, *, config_json: str | None = None) -> ModelEntry:
+    """
+    Reads one model directory. `config_json`: a ModelConfig in JSON, in place of config.pbtxt.
+    """
     name = path.name
     shown_name = ascii(name)
-    if not name.isprintable() or len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
+    if not is_model_name(name):
         error = f"{shown_name}: not a model name: printable text of at most {_MAX_NAME_BYTES} bytes in UTF-8"
         return ModelEntry(name=name, path=path, error=error)
     try:
@@ -101,7 +117,7 @@ def _scan_model(path: Path) -> ModelEntry:
         return ModelEntry(name=name, path=path, error=f"{path}: a link to a directory that does not exist")
     except OSError as error:
         return ModelEntry(name=name, path=path, error=f"{path}: cannot be read: {error.strerror}")
-    settings, config_error = _read_settings(path, {child.name for child in children})
+    settings, config_error = _read_settings(path, {child.name for child in children}, config_json)
     problems: list[str] = []
     versions: dict[int, VersionEntry] = {}
     version_error = None
@@ -125,11 +141,15 @@ def _scan_model(path: Path) -> ModelEntry:
     )
 
 
-def _read_settings(model_dir: Path, children: set[str]) -> tuple[ModelSettings | None, str | None]:
+def _read_settings(
+    model_dir: Path, children: set[str], config_json: str | None
+) -> tuple[ModelSettings | None, str | None]:
     config = model_dir / CONFIG_NAME
-    if CONFIG_NAME not in children:
+    if config_json is None and CONFIG_NAME not in children:
         return None, f"{config}: not found; every model needs one, docs/model-repository.md says what is in it"
     try:
+        if config_json is not None:
+            return read_model_config_json(config_json, model_dir.name, model_dir=model_dir), None
         return read_model_config(config, model_dir.name), None
     except ConfigError as error:
         return None, str(error)

@@ -1,0 +1,114 @@
+"""One look at a model's directory: what config.pbtxt says, which versions there are, and how their files look."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trivec_server.errors import LoadError
+from trivec_server.repository.identity import (
+    FileMark,
+    Marks,
+    VersionLook,
+    content_digest,
+    look_at_version,
+    mark_file,
+    verify_content,
+)
+from trivec_server.repository.manifest import MANIFEST_NAME
+from trivec_server.repository.scan import CONFIG_NAME, ModelEntry, VersionSelection, scan_model, select_versions
+from trivec_server.types import ModelSettings, VersionPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLook:
+    """
+    A model's directory at a glance. `config` is None where a configuration came with a load, or there is no file.
+    `versions` are those that `entry` has, by number.
+    """
+
+    entry: ModelEntry
+    config: FileMark | None
+    versions: Mapping[int, VersionLook] = field(default_factory=dict)
+
+    @property
+    def signature(self) -> object:
+        """Equal for two looks between which nothing changed, versions apart that are not whole yet."""
+        whole = tuple((number, look.marks) for number, look in self.versions.items() if not look.missing)
+        return self.entry.error, self.config, whole
+
+    @property
+    def error(self) -> str | None:
+        """Why the model cannot be served, for clients."""
+        return None if self.entry.error is None else self.public(self.entry.error)
+
+    def public(self, reason: str) -> str:
+        """A reason without the repository's place on this machine, which is none of the clients' business."""
+        return reason.replace(f"{self.entry.path.parent}/", "")
+
+    @property
+    def has_manifests(self) -> bool:
+        """Whether the versions are of a kind that has one."""
+        settings = self.entry.settings
+        return settings is not None and settings.tensors is None
+
+    def unfinished(self) -> dict[int, str]:
+        """The versions that are not whole yet, with what is missing."""
+        return {number: look.missing for number, look in self.versions.items() if look.missing}
+
+    def select(self, available: Iterable[int]) -> VersionSelection:
+        """What the version policy makes of some of the versions; empty if the model cannot be read."""
+        settings = self.entry.settings
+        if settings is None or self.entry.error is not None:
+            return VersionSelection(())
+        return select_versions(settings.version_policy, available)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionContent:
+    """What a version was loaded from, and its settings. Two of them are equal whatever their files' times."""
+
+    path: Path
+    digest: str
+    settings: ModelSettings
+    marks: Marks = field(compare=False)
+
+
+def look_at_model(path: Path, *, config_json: str | None = None) -> ModelLook:
+    """
+    Looks at a model's directory. `config_json`: a configuration in place of config.pbtxt. Reads no file of a version
+    but its manifest.
+    """
+    # Before the file is read: should it change meanwhile, the next look differs.
+    config = None if config_json is not None else mark_file(path / CONFIG_NAME, CONFIG_NAME)
+    entry = scan_model(path, config_json=config_json)
+    tensors = entry.settings is not None and entry.settings.tensors is not None
+    versions = {
+        version.number: look_at_version(
+            version.path,
+            has_manifest=not tensors and (entry.settings is not None or (version.path / MANIFEST_NAME).exists()),
+        )
+        for version in entry.versions
+    }
+    return ModelLook(entry=entry, config=config, versions=versions)
+
+
+def read_content(look: ModelLook, number: int, known: VersionContent | None) -> VersionContent:
+    """
+    What a version is. Equal to `known` if it is still that: of a version that looks different, its digest decides.
+
+    Raises:
+        LoadError: its manifest is wrong, a file cannot be read, or, while the manifest is the same, differs from it.
+    """
+    path, marks, _ = look.versions[number]
+    if look.entry.settings is None:
+        raise LoadError(look.entry.error or "the model cannot be read")
+    # What only says which versions there are, or what the log was told, does not concern a version.
+    settings = replace(look.entry.settings, version_policy=VersionPolicy(), warnings=())
+    if known is not None and (known.path, known.marks, known.settings) == (path, marks, settings):
+        return known
+    content = VersionContent(
+        path=path, digest=content_digest(path, has_manifest=look.has_manifests), settings=settings, marks=marks
+    )
+    if content == known:
+        verify_content(path, has_manifest=look.has_manifests)
+    return content
