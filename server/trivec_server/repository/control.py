@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import CommandError, LoadFailed
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.repository.default_model import default_of_entries
-from trivec_server.repository.engines import ENGINES
 from trivec_server.repository.index import IndexEntry, list_index
 from trivec_server.repository.live_model import Source, Workshop
 from trivec_server.repository.load_override import LoadOverride
@@ -22,6 +20,7 @@ from trivec_server.repository.poll import Poller
 from trivec_server.repository.registry import UNLOADED, Registry
 from trivec_server.repository.releases import Releases
 from trivec_server.repository.roots import DUPLICATE, Roots
+from trivec_server.repository.staging import Engines
 from trivec_server.settings import EVERY_MODEL, ControlMode, ServeSettings
 
 __all__ = ["ControlMode", "IndexEntry", "LoadOverride", "ModelControl"]
@@ -44,7 +43,7 @@ class ModelControl:
         settings: ServeSettings,
         registry: Registry,
         metrics: Metrics,
-        engines: Mapping[str, EngineFactory] = ENGINES,
+        engines: Engines,
         *,
         after_release: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,

@@ -67,8 +67,8 @@ def look_at_version(version_dir: Path, *, has_manifest: bool) -> VersionLook:
         names += sizes
         faults = (_missing(version_dir / name, size) for name, size in sizes.items())
         missing = next(filter(None, faults), "")
-    marks = (mark_file(version_dir / name, name) for name in names)
-    return VersionLook(version_dir, tuple(mark for mark in marks if mark is not None), missing)
+    found = (mark_file(version_dir / name, name) for name in names)
+    return VersionLook(version_dir, tuple(mark for mark in found if mark is not None), missing)
 
 
 def content_digest(version_dir: Path, *, has_manifest: bool) -> str:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from trivec_server.backends.interface import EngineFactory
 from trivec_server.errors import LoadError, LoadFailed
 from trivec_server.repository.load_override import OverrideDirectory
 from trivec_server.repository.look import ModelLook, VersionContent, read_content
 from trivec_server.repository.registry import UNLOADED, Registry
 from trivec_server.repository.releases import Releases
 from trivec_server.repository.scan import VersionSelection
-from trivec_server.repository.staging import StagedVersion, stage_version
+from trivec_server.repository.staging import Engines, StagedVersion, stage_version
 from trivec_server.types import ModelVersion
 
 _P = ParamSpec("_P")
@@ -30,7 +29,7 @@ class Workshop:
 
     registry: Registry
     releases: Releases
-    engines: Mapping[str, EngineFactory]
+    engines: Engines
     threads: Executor
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -95,7 +94,7 @@ class LiveModel:
         self._registry.refuse(self._key(0), reason, is_fault=False)
 
     def note_absence(self, number: int, note: str, *, is_absent: bool) -> None:
-        """Says, or no longer says, of a version that serves that its directory is gone; not if there is worse to say."""
+        """Says of a version that serves that its directory is gone, or no longer so; not where there is worse to say."""
         if number in self._registry.serving(self.name) and self._registry.note_of(self._key(number)) in ("", note):
             self._registry.note_version(self._key(number), note if is_absent else "")
 
@@ -160,6 +159,8 @@ class LiveModel:
             self._registry.reloaded(self.name, succeeded=True)
         if attempt.failures:
             raise LoadFailed(_failed(self.name, attempt.failures))
+        for number in attempt.contents.keys() - set(attempt.changed):
+            self._registry.follow_policy(self._key(number), look.settings.version_policy)
         self.confirm(look, patient=patient)
         known = {*look.versions, *selection.selected, *selection.missing, *(key.version for key in retired)}
         self._registry.forget(self.name, known)
@@ -202,10 +203,10 @@ class LiveModel:
         """Loads these versions, all or none."""
         staged: list[StagedVersion] = []
         for number in numbers:
-            content, engines = attempt.contents[number], self._workshop.engines
+            path, settings = attempt.contents[number].path, attempt.look.settings
             try:
                 version = await self._workshop.run(
-                    stage_version, self._key(number), content.path, content.settings, engines
+                    stage_version, self._key(number), path, settings, self._workshop.engines
                 )
             except LoadError as error:
                 self._fail(attempt, number, error)

@@ -33,7 +33,9 @@ class LoadOverride:
         for path in self.files:
             parts = PurePosixPath(path).parts
             if not parts or path.endswith("/") or "\0" in path or parts[0] == "/" or ".." in parts:
-                fault = f"`file:{path[:255]}` is not the path of a file in the model's directory, such as `1/model.onnx`"
+                fault = (
+                    f"`file:{path[:255]}` is not the path of a file in the model's directory, such as `1/model.onnx`"
+                )
                 raise InvalidTensor(_refused(name, fault))
 
 

@@ -46,10 +46,16 @@ class ModelLook:
         return reason.replace(f"{self.entry.path.parent}/", "")
 
     @property
+    def settings(self) -> ModelSettings:
+        """What the configuration says; only of a model that can be read."""
+        if self.entry.settings is None:
+            raise LoadError(self.error or "the model cannot be read")
+        return self.entry.settings
+
+    @property
     def has_manifests(self) -> bool:
         """Whether the versions are of a kind that has one."""
-        settings = self.entry.settings
-        return settings is not None and settings.tensors is None
+        return self.entry.settings is not None and self.entry.settings.tensors is None
 
     def unfinished(self) -> dict[int, str]:
         """The versions that are not whole yet, with what is missing."""
@@ -100,10 +106,8 @@ def read_content(look: ModelLook, number: int, known: VersionContent | None) -> 
         LoadError: its manifest is wrong, a file cannot be read, or, while the manifest is the same, differs from it.
     """
     path, marks, _ = look.versions[number]
-    if look.entry.settings is None:
-        raise LoadError(look.entry.error or "the model cannot be read")
     # What only says which versions there are, or what the log was told, does not concern a version.
-    settings = replace(look.entry.settings, version_policy=VersionPolicy(), warnings=())
+    settings = replace(look.settings, version_policy=VersionPolicy(), warnings=())
     if known is not None and (known.path, known.marks, known.settings) == (path, marks, settings):
         return known
     content = VersionContent(

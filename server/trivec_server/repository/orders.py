@@ -108,7 +108,7 @@ class Orders:
         tell_problems(look)
         if look.error is not None and not is_ordered:
             model.refuse(look.error)
-        if look.entry.settings is None or look.entry.versions and look.error is not None:
+        if look.entry.settings is None or (look.entry.versions and look.error is not None):
             raise _unreadable(model.name, look.error or "")
         if not look.select(look.versions).selected:
             rule = f"at least one version must be available under the version policy of model '{model.name}'"

@@ -16,7 +16,7 @@ from trivec_server.repository.tensor_loading import LoadedTensors
 from trivec_server.serving.cache.store import RowStore
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.settings import ControlMode, ServeSettings
-from trivec_server.types import ModelVersion
+from trivec_server.types import ModelVersion, VersionPolicy
 
 __all__ = ["EmbeddingVersion", "Registry", "ServedVersion", "State", "TensorVersion", "VersionRecord"]
 
@@ -190,6 +190,17 @@ class Registry:
         self._set(*changed)
         return [served for served in replaced if served is not None]
 
+    def follow_policy(self, key: ModelVersion, policy: VersionPolicy) -> None:
+        """The version policy has changed: no reason to load a version again, but part of the config that is shown."""
+        record = self._records[key]
+        match record.served:
+            case EmbeddingVersion(loaded=loaded) as served if loaded.settings.version_policy != policy:
+                settings = replace(loaded.settings, version_policy=policy)
+                self._set(replace(record, served=replace(served, loaded=replace(loaded, settings=settings))))
+            case TensorVersion(loaded=tensors) as served if tensors.settings.version_policy != policy:
+                settings = replace(tensors.settings, version_policy=policy)
+                self._set(replace(record, served=replace(served, loaded=replace(tensors, settings=settings))))
+
     async def release(self, served: ServedVersion) -> None:
         """Lets a version that was switched off serve its requests under way, and closes its engines."""
         await served.pipeline.close()
@@ -234,7 +245,7 @@ class Registry:
         health says so. A version whose engines are all gone serves no more; its pipeline is closed with the others.
         """
         record = self._records.get(loaded.key)
-        if record is None or record.served is None or record.served.loaded is not loaded:
+        if record is None or record.served is None or record.served.loaded.devices is not loaded.devices:
             # It was replaced: of no concern to those who ask for the version now.
             return
         if record.state is State.UNLOADING:

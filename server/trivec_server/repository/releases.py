@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from trivec_server.logs import get_logger
-from trivec_server.repository.registry import Registry
 from trivec_server.repository.records import ServedVersion
+from trivec_server.repository.registry import Registry
 
 _log = get_logger(__name__)
 
@@ -38,14 +38,12 @@ class Releases:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    async def _release(
-        self, name: str, versions: Sequence[ServedVersion], then: Callable[[], None] | None
-    ) -> None:
+    async def _release(self, name: str, versions: Sequence[ServedVersion], then: Callable[[], None] | None) -> None:
         try:
             await asyncio.gather(*(self._registry.release(served) for served in versions))
             if then is not None:
                 await asyncio.to_thread(then)
-        except Exception:
+        except Exception:  # noqa: BLE001 - nobody awaits a release; the next ones go on
             _log.exception("a version was not released in good order", model=name)
         del versions
         await asyncio.to_thread(self._after_each)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trivec_server.errors import CommandError
 from trivec_server.repository.scan import is_model_name, list_models
 
 DUPLICATE = "model appears in two or more repositories"

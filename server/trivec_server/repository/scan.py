@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trivec_server.errors import CommandError, ConfigError
-from trivec_server.repository.model_config import read_model_config
+from trivec_server.repository.model_config import read_model_config, read_model_config_json
 from trivec_server.types import ModelSettings, VersionPolicy
 
 CONFIG_NAME = "config.pbtxt"

@@ -2,17 +2,27 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trivec_server.backends.interface import EngineFactory
+from trivec_server.backends.tensor_interface import TensorEngineFactory
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
+from trivec_server.repository.engines import ENGINES, TENSOR_ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.tensor_loading import LoadedTensors, load_tensors
 from trivec_server.types import ModelSettings, ModelVersion
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """The factories of engines, by the names that `backend` gives them, for embedding models and for others."""
+
+    of_texts: Mapping[str, EngineFactory] = field(default_factory=lambda: ENGINES)
+    of_tensors: Mapping[str, TensorEngineFactory] = field(default_factory=lambda: TENSOR_ENGINES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +43,7 @@ class StagedVersion:
             device.close()
 
 
-def stage_version(
-    key: ModelVersion, path: Path, settings: ModelSettings, engines: Mapping[str, EngineFactory]
-) -> StagedVersion:
+def stage_version(key: ModelVersion, path: Path, settings: ModelSettings, engines: Engines) -> StagedVersion:
     """
     Loads and checks a version, whatever it takes. Blocks; nothing stays open if it fails.
 
@@ -46,9 +54,9 @@ def stage_version(
     try:
         loaded: LoadedVersion | LoadedTensors
         if settings.tensors is not None:
-            loaded = load_tensors(key, path, settings)
+            loaded = load_tensors(key, path, settings, engines.of_tensors)
         else:
-            loaded = load_version(key, path, settings, engines)
+            loaded = load_version(key, path, settings, engines.of_texts)
     except LoadError:
         raise
     except Exception as error:

@@ -56,9 +56,7 @@ class VersionStarter:
         )
         return served
 
-    def _serve(
-        self, loaded: LoadedVersion | LoadedTensors, on_change: Callable[[EngineCounts], None]
-    ) -> ServedVersion:
+    def _serve(self, loaded: LoadedVersion | LoadedTensors, on_change: Callable[[EngineCounts], None]) -> ServedVersion:
         key, statistics, metrics = loaded.key, self.statistics(loaded.key), self._metrics.model(loaded.key)
         if isinstance(loaded, LoadedTensors):
             tensor_pipeline = TensorPipeline(
