@@ -99,7 +99,7 @@ def main() -> None:
     make_repository(repository)
     configure_logs("warning", "text")
     settings = ServeSettings(
-        model_repository=repository, grpc_port=0, metrics_port=None, drain_pause_s=0, limits=Limits()
+        model_repositories=(repository,), grpc_port=0, metrics_port=None, drain_pause_s=0, limits=Limits()
     )
     lifecycle.serve(
         settings,

@@ -13,9 +13,10 @@ import click
 
 from trivec_server import cli_client
 from trivec_server.cli_doctor import doctor
-from trivec_server.cli_options import option
+from trivec_server.cli_cache import parse_cache_config
+from trivec_server.cli_options import option, options
 from trivec_server.errors import CommandError, TrivecError
-from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
+from trivec_server.settings import EVERY_MODEL, LOG_FORMATS, LOG_LEVELS, ControlMode, Limits, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
 _MAX_LIMIT = 2**31 - 1
@@ -69,8 +70,85 @@ repository_option = option(
     "--model-repository",
     "The model repository: <model>/config.pbtxt and <model>/<version>/.",
     type=click.Path(path_type=Path),
-    default=_DEFAULTS.model_repository,
+    default=_DEFAULTS.model_repositories[0],
 )
+
+
+def repository_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `trivec serve` is told of the repositories, and of what is loaded from them."""
+    return options(
+        (
+            option(
+                "--model-repository",
+                "A model repository: <model>/config.pbtxt and <model>/<version>/. May be repeated; several in the "
+                "environment variable stand with `:` between them.",
+                type=click.Path(path_type=Path),
+                multiple=True,
+                default=_DEFAULTS.model_repositories,
+            ),
+            option(
+                "--model-control-mode",
+                "none: load what is there at the start. poll: also follow what changes in the repository. explicit: load "
+                "and unload as RepositoryModelLoad and RepositoryModelUnload ask.",
+                type=click.Choice([mode.value for mode in ControlMode]),
+                default=_DEFAULTS.model_control_mode.value,
+            ),
+            option(
+                "--load-model",
+                "Load only this model; with `explicit` at the start, where none is otherwise. May be repeated; `*` alone "
+                "is every model.",
+                multiple=True,
+            ),
+            option(
+                "--repository-poll-secs",
+                "Seconds between two looks at the repository.",
+                type=Seconds(0, _MAX_SECONDS, min_open=True),
+                default=_DEFAULTS.repository_poll_s,
+            ),
+            option(
+                "--repository-stability-secs",
+                "With `poll`: seconds for which what has changed must have looked the same before it is loaded, so that "
+                "nothing is that is still being written.",
+                type=Seconds(0, _MAX_SECONDS),
+                default=_DEFAULTS.repository_stability_s,
+            ),
+            option(
+                "--strict-readiness/--no-strict-readiness",
+                "ServerReady only while every model that is to be served has a version that serves; else as soon as the "
+                "first loading is over.",
+                default=_DEFAULTS.strict_readiness,
+            ),
+            option(
+                "--exit-on-error/--no-exit-on-error",
+                "End with exit code 1 if a model cannot be served at the start. Off, unlike Triton's: the server stays "
+                "up, serves the others and tells why.",
+                default=_DEFAULTS.exit_on_error,
+            ),
+        )
+    )(command)
+
+
+def _repository_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """
+    The settings that `repository_options` stand for, taken out of `given`.
+
+    Raises:
+        click.BadParameter: they exclude each other.
+    """
+    roots, names = given.pop("model_repository"), given.pop("load_model")
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise click.BadParameter("names the same directory twice", param_hint="--model-repository")
+    if EVERY_MODEL in names and len(names) > 1:
+        raise click.BadParameter("`*` is every model: give no other name beside it", param_hint="--load-model")
+    return {
+        "model_repositories": roots,
+        "model_control_mode": ControlMode(given.pop("model_control_mode")),
+        "load_models": names,
+        "repository_poll_s": given.pop("repository_poll_secs"),
+        "repository_stability_s": given.pop("repository_stability_secs"),
+        "strict_readiness": given.pop("strict_readiness"),
+        "exit_on_error": given.pop("exit_on_error"),
+    }
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,8 +175,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@repository_option
-@option("--load-model", "Load only this model. May be repeated.", multiple=True)
+@repository_options
 @option("--default-model", "The model of requests that name none. [default: the only model]")
 @option("--host", "The address to listen on.", default=_DEFAULTS.host)
 @option("--grpc-port", "The gRPC port; 0: any free one.", type=click.IntRange(0, 65535), default=_DEFAULTS.grpc_port)
@@ -157,7 +234,8 @@ def serve(**given: Any) -> None:
     settings = ServeSettings(
         limits=limits,
         metrics_port=None if metrics_port < 0 else metrics_port,
-        load_models=given.pop("load_model"),
+        cache=parse_cache_config(*(given.pop(f"cache_{name}") for name in ("config", "redis_username", "redis_password"))),
+        **_repository_settings(given),
         **given,
     )
     if settings.limits.max_response_bytes < 2 * settings.limits.max_chunk_bytes:

@@ -15,9 +15,10 @@ _DEFAULTS = ServeSettings()
 @click.command()
 @option(
     "--model-repository",
-    "The model repository to look at.",
+    "The model repository to look at. May be repeated.",
     type=click.Path(path_type=Path),
-    default=_DEFAULTS.model_repository,
+    multiple=True,
+    default=_DEFAULTS.model_repositories,
 )
 @option("--load-model", "Only this model would be served. May be repeated.", multiple=True)
 @option("--default-model", "The model of requests that name none.")
@@ -30,7 +31,7 @@ _DEFAULTS = ServeSettings()
 @click.pass_context
 def doctor(
     context: click.Context,
-    model_repository: Path,
+    model_repository: tuple[Path, ...],
     load_model: tuple[str, ...],
     default_model: str | None,
     host: str,
@@ -54,7 +55,7 @@ def doctor(
     except ModuleNotFoundError as error:
         raise CommandError(f"`trivec doctor` needs the package {error.name}: pip install 'trivec[server]'") from error
     settings = ServeSettings(
-        model_repository=model_repository,
+        model_repositories=model_repository,
         load_models=load_model,
         default_model=default_model,
         host=host,

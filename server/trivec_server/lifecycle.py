@@ -12,12 +12,19 @@ from typing import NoReturn
 
 import uvloop
 
+from trivec_server.backends.hardware import nvidia_gpu_uuids
+from trivec_server.backends.host_memory import give_memory_back
 from trivec_server.backends.interface import EngineFactory
-from trivec_server.errors import CommandError
+from trivec_server.backends.tensor_interface import TensorEngineFactory
+from trivec_server.errors import CommandError, LoadError
 from trivec_server.logs import get_logger
-from trivec_server.metrics import Metrics, MetricsEndpoint
-from trivec_server.repository.engines import ENGINES
+from trivec_server.metrics import Health, Metrics, MetricsEndpoint, Readiness
+from trivec_server.repository.control import ModelControl
+from trivec_server.repository.engines import ENGINES, TENSOR_ENGINES
 from trivec_server.repository.registry import Registry, VersionRecord
+from trivec_server.repository.staging import Engines
+from trivec_server.serving.cache.opening import open_store
+from trivec_server.serving.cache.store import RowStore
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.listener import Listener
 
@@ -43,6 +50,7 @@ def serve(
     settings: ServeSettings,
     *,
     engines: Mapping[str, EngineFactory] = ENGINES,
+    tensor_engines: Mapping[str, TensorEngineFactory] = TENSOR_ENGINES,
     on_loaded: Callable[[Started], None] = lambda _: None,
 ) -> None:
     """
@@ -50,22 +58,30 @@ def serve(
     is not waited for: the process then ends here, with code 0. A second signal ends it at once, with code 1.
 
     Raises:
-        CommandError: the repository is unusable or a port cannot be bound.
+        CommandError: the repository is unusable, a port cannot be bound or, with `exit_on_error`, a model of those to
+            load first cannot be served.
     """
-    uvloop.run(_Server(settings, engines, on_loaded).run())
+    try:
+        store = open_store(settings.cache)
+    except LoadError as error:
+        raise CommandError(str(error)) from None
+    uvloop.run(_Server(settings, Engines(of_texts=engines, of_tensors=tensor_engines), store, on_loaded).run())
 
 
 class _Server:
     """One run of the server."""
 
     def __init__(
-        self, settings: ServeSettings, engines: Mapping[str, EngineFactory], on_loaded: Callable[[Started], None]
+        self, settings: ServeSettings, engines: Engines, store: RowStore, on_loaded: Callable[[Started], None]
     ) -> None:
         self._settings = settings
         self._on_loaded = on_loaded
+        self._store = store
         self._metrics = Metrics()
+        self._metrics.watch_cache(store.usage)
         self._changes: asyncio.Queue[VersionRecord] = asyncio.Queue()
-        self._registry = Registry(settings, self._metrics, engines, on_change=self._changes.put_nowait)
+        self._registry = Registry(settings, self._metrics, store, on_change=self._changes.put_nowait)
+        self._control = ModelControl(settings, self._registry, self._metrics, engines, after_release=_settle_memory)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -73,33 +89,49 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        entries = self._registry.scan()
+        self._control.scan()
         listener = Listener(self._settings, self._registry, self._metrics)
         grpc_port = await listener.start()
+        fault = None
         try:
             with contextlib.ExitStack() as stack:
                 metrics_port = self._open_metrics(stack)
                 async with asyncio.TaskGroup() as tasks:
                     announcing = tasks.create_task(self._announce(listener))
-                    loading = tasks.create_task(self._registry.load(entries))
+                    loading = tasks.create_task(self._control.load_first())
                     stopping = tasks.create_task(self._stop.wait())
                     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+                    looking = None
                     if loading.done():
                         # Watchers hear of the last version before the user does.
                         await self._changes.join()
-                        # What is loaded stays: the collector need not look at it again and again.
-                        gc.freeze()
+                        _settle_memory()
                         # Requests leave hardly any cycles behind: looking for them 20 times less often is enough.
                         gc.set_threshold(_GC_ALLOCATIONS, 50, 100)
+                        fault = self._fault_of_start()
                         self._say_loaded(grpc_port, metrics_port)
+                        looking = tasks.create_task(self._control.run())
                     await stopping
-                    still_loading = loading.cancel()
-                    await self._drain(listener)
+                    still_loading = self._control.is_loading
+                    loading.cancel()
+                    if looking is not None:
+                        looking.cancel()
+                    await self._drain(listener, pause_s=0.0 if fault else self._settings.drain_pause_s)
                     if still_loading:
                         _leave("a model is still loading")
                     announcing.cancel()
         finally:
             await listener.stop(None)
+        if fault is not None:
+            raise CommandError(fault)
+
+    def _fault_of_start(self) -> str | None:
+        """With `exit_on_error`: what could not be served of what was to be loaded first; the server then stops."""
+        failures = self._control.failures() if self._settings.exit_on_error else []
+        if not failures:
+            return None
+        self._stop.set()
+        return f"not every model could be loaded, and --exit-on-error is set: {'; '.join(failures)}"
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -112,8 +144,11 @@ class _Server:
         port = self._settings.metrics_port
         if port is None:
             return None
+        loop = asyncio.get_running_loop()
+        health = Health(readiness=self._readiness, call_soon=loop.call_soon_threadsafe)
+        self._metrics.watch_gpus(nvidia_gpu_uuids, _log.warning)
         try:
-            endpoint = MetricsEndpoint(self._metrics, self._settings.metrics_host, port)
+            endpoint = MetricsEndpoint(self._metrics, self._settings.metrics_host, port, health=health)
         except OSError as error:
             raise CommandError(
                 f"cannot serve metrics on {self._settings.metrics_host}:{port}: {error.strerror}; choose another "
@@ -122,6 +157,12 @@ class _Server:
         stack.callback(endpoint.close)
         return endpoint.port
 
+    def _readiness(self) -> Readiness:
+        """What probes over HTTP are told. For any thread."""
+        if self._stop.is_set():
+            return Readiness.STOPPING
+        return Readiness.READY if self._control.server_ready else Readiness.NOT_READY
+
     async def _announce(self, listener: Listener) -> None:
         while True:
             await listener.announce(await self._changes.get())
@@ -129,7 +170,7 @@ class _Server:
 
     def _say_loaded(self, grpc_port: int, metrics_port: int | None) -> None:
         records = tuple(self._registry.records())
-        if not self._registry.any_ready:
+        if records and not self._registry.any_ready:
             _log.error("no model is ready: health says NOT_SERVING; the reasons are above and in ListModels")
         self._on_loaded(
             Started(
@@ -141,19 +182,31 @@ class _Server:
             )
         )
 
-    async def _drain(self, listener: Listener) -> None:
+    async def _drain(self, listener: Listener, *, pause_s: float) -> None:
         """NOT_SERVING, a pause for balancers to see it, what is in flight, then the engines."""
-        _log.info("draining", pause_s=self._settings.drain_pause_s, grace_s=self._settings.drain_grace_s)
+        _log.info("draining", pause_s=pause_s, grace_s=self._settings.drain_grace_s)
         await listener.enter_drain()
-        await asyncio.sleep(self._settings.drain_pause_s)
+        await asyncio.sleep(pause_s)
         ends_at = asyncio.get_running_loop().time() + self._settings.drain_grace_s
         await listener.stop(self._settings.drain_grace_s)
         try:
             async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + _CLOSE_S)):
-                await self._registry.close()
+                await self._control.close()
+                await asyncio.to_thread(self._store.close)
         except TimeoutError:
             _leave("an engine is still at work")
         _log.info("stopped")
+
+
+def _settle_memory() -> None:
+    """
+    What was unloaded goes, back to the system, too; what is loaded stays, and the collector need not look at it again
+    and again.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    give_memory_back()
 
 
 def _leave(reason: str) -> NoReturn:

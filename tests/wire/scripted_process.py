@@ -114,7 +114,7 @@ def main(options: Mapping[str, Any]) -> None:
 
     configure_logs("debug", options["log_format"])
     settings = ServeSettings(
-        model_repository=Path(options["repository"]),
+        model_repositories=(Path(options["repository"]),),
         grpc_port=0,
         metrics_port=0,
         **options["settings"],

@@ -1,12 +1,13 @@
 """All checks, in the order of what depends on what."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from trivec_server.doctor.finding import Finding, Status
 from trivec_server.doctor.machine import check_cpu, check_memory, check_python
-from trivec_server.doctor.models import check_repository
 from trivec_server.doctor.packages import check_engines, check_extras, check_packages
 from trivec_server.doctor.ports import check_ports
+from trivec_server.doctor.repositories import check_repositories
 from trivec_server.doctor.storage import check_hub, check_leftovers, check_repository_disk
 from trivec_server.doctor.variables import Variables, check_variables
 from trivec_server.settings import ServeSettings
@@ -22,7 +23,6 @@ def examine(settings: ServeSettings, variables: Variables, *, load: bool) -> lis
         variables: What the command line knows of the environment.
         load: Whether to load each model version and run its self-check, which takes the time and memory of serving.
     """
-    repository = settings.model_repository
     findings = [
         *_run("python", check_python),
         *_run("packages", check_packages),
@@ -33,19 +33,20 @@ def examine(settings: ServeSettings, variables: Variables, *, load: bool) -> lis
         *_run("ports", lambda: check_ports(settings)),
     ]
     model_bytes = 0
+    roots = settings.model_repositories
 
     def check_models() -> Iterable[Finding]:
         nonlocal model_bytes
-        report = check_repository(settings, load=load)
+        report = check_repositories(settings, load=load)
         model_bytes = report.model_bytes
         return report.findings
 
     return [
         *findings,
         *_run("repository", check_models),
-        *_run("leftovers", lambda: check_leftovers(repository)),
+        *(finding for root in roots for finding in _run("leftovers", partial(check_leftovers, root))),
         *_run("memory", lambda: check_memory(model_bytes)),
-        *_run("disk", lambda: check_repository_disk(repository)),
+        *(finding for root in roots for finding in _run("disk", partial(check_repository_disk, root))),
         *_run("hub", check_hub),
     ]
 

@@ -36,7 +36,7 @@ def check_repository(settings: ServeSettings, *, load: bool) -> RepositoryReport
     Reads the repository as `trivec serve` does, and all files of the versions that it would load; with `load` loads
     each of them and runs its self-check, too.
     """
-    root = settings.model_repository
+    root = settings.model_repositories[0]
     pull = trivec("pull", _MINI, "--model-repository", root)
     try:
         entries = scan_repository(root)

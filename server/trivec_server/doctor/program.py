@@ -16,9 +16,10 @@ def trivec(*arguments: str | Path) -> str:
 
 def trivec_serve(settings: ServeSettings, changes: Mapping[str, str | int]) -> str:
     """The line that serves the same repository with other values of some flags."""
-    given = settings.model_repository
-    repository = () if given == ServeSettings().model_repository else ("--model-repository", given)
-    return trivec("serve", *repository, *(str(part) for change in changes.items() for part in change))
+    given = settings.model_repositories
+    roots = () if given == ServeSettings().model_repositories else given
+    repositories = (part for root in roots for part in ("--model-repository", root))
+    return trivec("serve", *repositories, *(str(part) for change in changes.items() for part in change))
 
 
 def _program() -> list[str]:

@@ -77,8 +77,8 @@ class ModelControl:
 
     @property
     def is_loading(self) -> bool:
-        """Whether a call has a model loaded just now."""
-        return self._orders.are_under_way
+        """Whether a version is being loaded just now: on a thread, which nothing can interrupt."""
+        return bool(self._workshop.staging)
 
     def scan(self) -> None:
         """

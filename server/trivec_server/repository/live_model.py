@@ -25,12 +25,16 @@ _MISSING = "version_policy asks for it, but its directory is missing"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """What all models share: where versions are entered, who releases old ones, the engines, threads for files."""
+    """
+    What all models share: where versions are entered, who releases old ones, the engines, threads for what blocks;
+    and the versions that are being loaded just now.
+    """
 
     registry: Registry
     releases: Releases
     engines: Engines
     threads: Executor
+    staging: list[ModelVersion] = field(default_factory=list)
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Calls a function that blocks, on a thread."""
@@ -94,7 +98,7 @@ class LiveModel:
         self._registry.refuse(self._key(0), reason, is_fault=False)
 
     def note_absence(self, number: int, note: str, *, is_absent: bool) -> None:
-        """Says of a version that serves that its directory is gone, or no longer so; not where there is worse to say."""
+        """Says of a version that serves that its directory is gone, or that it is not; unless there is worse to say."""
         if number in self._registry.serving(self.name) and self._registry.note_of(self._key(number)) in ("", note):
             self._registry.note_version(self._key(number), note if is_absent else "")
 
@@ -203,16 +207,19 @@ class LiveModel:
         """Loads these versions, all or none."""
         staged: list[StagedVersion] = []
         for number in numbers:
-            path, settings = attempt.contents[number].path, attempt.look.settings
+            key, path = self._key(number), attempt.contents[number].path
+            self._workshop.staging.append(key)
             try:
                 version = await self._workshop.run(
-                    stage_version, self._key(number), path, settings, self._workshop.engines
+                    stage_version, key, path, attempt.look.settings, self._workshop.engines
                 )
             except LoadError as error:
                 self._fail(attempt, number, error)
                 for version in staged:
                     await self._workshop.run(version.discard)
                 return ()
+            finally:
+                self._workshop.staging.remove(key)
             staged.append(version)
         return staged
 

@@ -29,11 +29,6 @@ class Orders:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
-    @property
-    def are_under_way(self) -> bool:
-        """Whether any is not carried out yet."""
-        return bool(self._tasks)
-
     async def load(self, name: str, override: LoadOverride) -> None:
         """See `ModelControl.load_model`."""
         self._check_mode()
