@@ -58,7 +58,7 @@ def main() -> None:
     (version / "model.onnx").touch()
     write_ready_config(version.parent, "onnxruntime")
     configure_logs("warning", "text")
-    settings = ServeSettings(model_repository=repository, grpc_port=0, metrics_port=None, drain_pause_s=0)
+    settings = ServeSettings(model_repositories=(repository,), grpc_port=0, metrics_port=None, drain_pause_s=0)
     lifecycle.serve(
         settings,
         tensor_engines={"onnxruntime": build_ready},

@@ -1,6 +1,5 @@
 """The command line: arguments and `TRIVEC_*` variables to settings, and one call per command."""
 
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,16 +11,16 @@ from typing import Any
 import click
 
 from trivec_server import cli_client
+from trivec_server.cli_cache import cache_settings
 from trivec_server.cli_doctor import doctor
-from trivec_server.cli_cache import parse_cache_config
-from trivec_server.cli_options import option, options
+from trivec_server.cli_options import MAX_SECONDS, Line, Seconds, option
+from trivec_server.cli_repository import repository_option, repository_options, repository_settings
 from trivec_server.errors import CommandError, TrivecError
-from trivec_server.settings import EVERY_MODEL, LOG_FORMATS, LOG_LEVELS, ControlMode, Limits, ServeSettings
+from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
 _MAX_LIMIT = 2**31 - 1
 """gRPC's own limit of a message's size, and enough for any other number of a limit."""
-_MAX_SECONDS = 7 * 24 * 3600
 _DEFAULTS = ServeSettings()
 
 
@@ -43,19 +42,6 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-class Seconds(click.FloatRange):
-    """A duration; "nan" is a float to Python, but not a duration."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number, if it is one."""
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail("nan is not a number of seconds", param, ctx)
-        return number
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("trivec"), message="trivec %(version)s")
 def cli() -> None:
@@ -64,91 +50,6 @@ def cli() -> None:
 
     Every option can also be set by the environment variable shown beside it.
     """
-
-
-repository_option = option(
-    "--model-repository",
-    "The model repository: <model>/config.pbtxt and <model>/<version>/.",
-    type=click.Path(path_type=Path),
-    default=_DEFAULTS.model_repositories[0],
-)
-
-
-def repository_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What `trivec serve` is told of the repositories, and of what is loaded from them."""
-    return options(
-        (
-            option(
-                "--model-repository",
-                "A model repository: <model>/config.pbtxt and <model>/<version>/. May be repeated; several in the "
-                "environment variable stand with `:` between them.",
-                type=click.Path(path_type=Path),
-                multiple=True,
-                default=_DEFAULTS.model_repositories,
-            ),
-            option(
-                "--model-control-mode",
-                "none: load what is there at the start. poll: also follow what changes in the repository. explicit: load "
-                "and unload as RepositoryModelLoad and RepositoryModelUnload ask.",
-                type=click.Choice([mode.value for mode in ControlMode]),
-                default=_DEFAULTS.model_control_mode.value,
-            ),
-            option(
-                "--load-model",
-                "Load only this model; with `explicit` at the start, where none is otherwise. May be repeated; `*` alone "
-                "is every model.",
-                multiple=True,
-            ),
-            option(
-                "--repository-poll-secs",
-                "Seconds between two looks at the repository.",
-                type=Seconds(0, _MAX_SECONDS, min_open=True),
-                default=_DEFAULTS.repository_poll_s,
-            ),
-            option(
-                "--repository-stability-secs",
-                "With `poll`: seconds for which what has changed must have looked the same before it is loaded, so that "
-                "nothing is that is still being written.",
-                type=Seconds(0, _MAX_SECONDS),
-                default=_DEFAULTS.repository_stability_s,
-            ),
-            option(
-                "--strict-readiness/--no-strict-readiness",
-                "ServerReady only while every model that is to be served has a version that serves; else as soon as the "
-                "first loading is over.",
-                default=_DEFAULTS.strict_readiness,
-            ),
-            option(
-                "--exit-on-error/--no-exit-on-error",
-                "End with exit code 1 if a model cannot be served at the start. Off, unlike Triton's: the server stays "
-                "up, serves the others and tells why.",
-                default=_DEFAULTS.exit_on_error,
-            ),
-        )
-    )(command)
-
-
-def _repository_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """
-    The settings that `repository_options` stand for, taken out of `given`.
-
-    Raises:
-        click.BadParameter: they exclude each other.
-    """
-    roots, names = given.pop("model_repository"), given.pop("load_model")
-    if len({root.resolve() for root in roots}) < len(roots):
-        raise click.BadParameter("names the same directory twice", param_hint="--model-repository")
-    if EVERY_MODEL in names and len(names) > 1:
-        raise click.BadParameter("`*` is every model: give no other name beside it", param_hint="--load-model")
-    return {
-        "model_repositories": roots,
-        "model_control_mode": ControlMode(given.pop("model_control_mode")),
-        "load_models": names,
-        "repository_poll_s": given.pop("repository_poll_secs"),
-        "repository_stability_s": given.pop("repository_stability_secs"),
-        "strict_readiness": given.pop("strict_readiness"),
-        "exit_on_error": given.pop("exit_on_error"),
-    }
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,33 +89,40 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_limit_options
 @option(
+    "--cache-config",
+    "Where models with response_cache keep embeddings: `local,size=BYTES`, or `redis,KEY=VALUE` once for each of host, "
+    "port, user, password, db, ttl. Redis's password is better set by TRIVEC_CACHE_REDIS_PASSWORD.",
+    multiple=True,
+    type=Line(),
+)
+@option(
     "--drain-pause-s",
     "After SIGTERM: seconds to go on serving with health NOT_SERVING, for balancers to see it.",
-    type=Seconds(0, _MAX_SECONDS),
+    type=Seconds(0, MAX_SECONDS),
     default=_DEFAULTS.drain_pause_s,
 )
 @option(
     "--drain-grace-s",
     "Then: seconds for the calls in flight to finish.",
-    type=Seconds(0, _MAX_SECONDS),
+    type=Seconds(0, MAX_SECONDS),
     default=_DEFAULTS.drain_grace_s,
 )
 @option(
     "--keepalive-time-s",
     "Ping an idle connection after so many seconds.",
-    type=Seconds(1, _MAX_SECONDS),
+    type=Seconds(1, MAX_SECONDS),
     default=_DEFAULTS.keepalive_time_s,
 )
 @option(
     "--max-connection-age-s",
     "Ask clients to reconnect after so many seconds, so that load spreads over new servers.",
-    type=Seconds(1, _MAX_SECONDS),
+    type=Seconds(1, MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_s,
 )
 @option(
     "--max-connection-age-grace-s",
     "Then: seconds for the connection's calls to finish.",
-    type=Seconds(0, _MAX_SECONDS),
+    type=Seconds(0, MAX_SECONDS),
     default=_DEFAULTS.max_connection_age_grace_s,
 )
 @option(
@@ -234,8 +142,8 @@ def serve(**given: Any) -> None:
     settings = ServeSettings(
         limits=limits,
         metrics_port=None if metrics_port < 0 else metrics_port,
-        cache=parse_cache_config(*(given.pop(f"cache_{name}") for name in ("config", "redis_username", "redis_password"))),
-        **_repository_settings(given),
+        cache=cache_settings(given.pop("cache_config")),
+        **repository_settings(given),
         **given,
     )
     if settings.limits.max_response_bytes < 2 * settings.limits.max_chunk_bytes:
@@ -262,7 +170,7 @@ def _print(text: str) -> None:
 
 @cli.command()
 @click.argument("source")
-@repository_option
+@repository_option()
 @option("--name", "The model's name in the repository. [default: the last part of SOURCE]")
 @option("--model-version", "The version to write. [default: the next free one]", type=click.IntRange(min=1))
 @option("--revision", "The hub's commit, tag or branch. Pin a commit in production.")
@@ -307,7 +215,7 @@ _PRECISION_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @cli.command()
 @click.argument("model")
-@repository_option
+@repository_option()
 @option(
     "--engine",
     "The engine to make files for.",

@@ -1,5 +1,6 @@
 """`--cache-config` of `trivec serve`, in Triton's syntax: `local,size=BYTES`, or `redis,KEY=VALUE` once per key."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,19 @@ _NUMBERS = {
 }
 _TEXTS = {"host": "host", "user": "username", "password": "password"}
 _KEYS = {"local": ("size",), "redis": ("host", "port", "user", "password", "db", "ttl")}
+
+
+USERNAME_VARIABLES = ("TRIVEC_CACHE_REDIS_USERNAME", "TRITONCACHE_REDIS_USERNAME")
+PASSWORD_VARIABLES = ("TRIVEC_CACHE_REDIS_PASSWORD", "TRITONCACHE_REDIS_PASSWORD")
+"""Trivec's own variables, and Triton's. What is in a variable is in no list of processes."""
+
+
+def cache_settings(values: Sequence[str]) -> CacheSettings:
+    """The settings of `--cache-config` and of the variables that hold secrets."""
+    username, password = (
+        next(filter(None, map(os.environ.get, names)), None) for names in (USERNAME_VARIABLES, PASSWORD_VARIABLES)
+    )
+    return parse_cache_config(values, username, password)
 
 
 def parse_cache_config(values: Sequence[str], username: str | None, password: str | None) -> CacheSettings:

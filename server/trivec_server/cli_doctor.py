@@ -5,7 +5,9 @@ from pathlib import Path
 
 import click
 
+from trivec_server.cli_cache import PASSWORD_VARIABLES, USERNAME_VARIABLES
 from trivec_server.cli_options import option
+from trivec_server.cli_repository import repository_option
 from trivec_server.errors import CommandError
 from trivec_server.settings import ServeSettings
 
@@ -13,13 +15,7 @@ _DEFAULTS = ServeSettings()
 
 
 @click.command()
-@option(
-    "--model-repository",
-    "The model repository to look at. May be repeated.",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    default=_DEFAULTS.model_repositories,
-)
+@repository_option(is_only=False)
 @option("--load-model", "Only this model would be served. May be repeated.", multiple=True)
 @option("--default-model", "The model of requests that name none.")
 @option("--host", "The address to listen on.", default=_DEFAULTS.host)
@@ -65,7 +61,9 @@ def doctor(
     )
     commands = _commands(context)
     variables = Variables(
-        known=frozenset(name for command in commands.values() for name in _variables(command)),
+        known=frozenset(name for command in commands.values() for name in _variables(command)).union(
+            USERNAME_VARIABLES, PASSWORD_VARIABLES
+        ),
         faults=tuple(_faults(commands["serve"], given=frozenset(_variables(context.command)))),
     )
     findings = examine(settings, variables, load=load)

@@ -1,6 +1,7 @@
 """Options that commands share, each also an environment variable, and the client that the connection options make."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -12,6 +13,9 @@ from trivec_client.requests import TruncationName
 
 from trivec_server.errors import CommandError
 
+MAX_SECONDS = 7 * 24 * 3600
+"""The longest duration that an option takes."""
+
 _Command = Callable[..., Any]
 Decorator = Callable[[_Command], _Command]
 
@@ -20,6 +24,19 @@ class Line(click.types.StringParamType):
     """A string with spaces in it: several of them in one environment variable stand on lines of their own."""
 
     envvar_list_splitter: ClassVar[str] = "\n"
+
+
+class Seconds(click.FloatRange):
+    """A duration; "nan" is a float to Python, but not a duration."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, if it is one."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is not a number of seconds", param, ctx)
+        return number
 
 
 def option(flag: str, text: str, **settings: Any) -> Decorator:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,10 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from trivec_server.backends.interface import Engine, EngineFactory, EngineRequest
 from trivec_server.metrics import Metrics
+from trivec_server.repository.control import ModelControl
 from trivec_server.repository.registry import Registry, VersionRecord
+from trivec_server.repository.staging import Engines
+from trivec_server.serving.cache.opening import open_store
 from trivec_server.serving.pipeline import Pipeline
 from trivec_server.settings import Limits, ServeSettings
 from trivec_server.transport.listener import Listener
@@ -32,6 +36,7 @@ class RunningServer:
     target: str
     channel: grpc.aio.Channel
     registry: Registry
+    control: ModelControl
     metrics: Metrics
     listener: Listener
     loading: "asyncio.Future[None]"
@@ -56,13 +61,19 @@ async def running_server(
     *,
     limits: Limits | None = None,
     default_model: str | None = None,
+    settings: ServeSettings | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[RunningServer]:
     """
     Serves the repository's models until the block ends; then stops as the real server does.
 
-    `script` is that of every engine, or each model's own.
+    `script` is that of every engine, or each model's own. `settings`: all others; the repository counts if they name
+    none. `clock` is that of polling.
     """
-    async with loading_server(repository, script, limits=limits, default_model=default_model) as server:
+    loading = loading_server(
+        repository, script, limits=limits, default_model=default_model, settings=settings, clock=clock
+    )
+    async with loading as server:
         await server.loading
         for each in [script] if isinstance(script, Script) else script.values():
             each.forget()
@@ -76,17 +87,31 @@ async def loading_server(
     *,
     limits: Limits | None = None,
     default_model: str | None = None,
+    settings: ServeSettings | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[RunningServer]:
     """As `running_server`, but the block begins when the port is open, while the models load."""
     tasks = asyncio.all_tasks()
-    settings = ServeSettings(model_repository=repository, grpc_port=0, default_model=default_model)
-    settings = replace(settings, limits=limits or Limits())
+    settings = settings or ServeSettings()
+    roots = (
+        settings.model_repositories
+        if settings.model_repositories != ServeSettings().model_repositories
+        else (repository,)
+    )
+    settings = replace(settings, model_repositories=roots, grpc_port=0)
+    if default_model is not None:
+        settings = replace(settings, default_model=default_model)
+    if limits is not None:
+        settings = replace(settings, limits=limits)
     metrics = Metrics()
     changes: asyncio.Queue[VersionRecord] = asyncio.Queue()
-    registry = Registry(settings, metrics, {"scripted": scripted(script)}, on_change=changes.put_nowait)
+    store = open_store(settings.cache)
+    registry = Registry(settings, metrics, store, on_change=changes.put_nowait)
+    engines = Engines(of_texts={"scripted": scripted(script)})
+    control = ModelControl(settings, registry, metrics, engines, clock=clock)
     listener = Listener(settings, registry, metrics)
     port = await listener.start()
-    entries = registry.scan()
+    control.scan()
 
     async def announce() -> None:
         while True:
@@ -94,7 +119,7 @@ async def loading_server(
             changes.task_done()
 
     async def load() -> None:
-        await registry.load(entries)
+        await control.load_first()
         await changes.join()
 
     announcing = asyncio.ensure_future(announce())
@@ -103,7 +128,7 @@ async def loading_server(
     loading = asyncio.ensure_future(load())
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield RunningServer(f"127.0.0.1:{port}", channel, registry, metrics, listener, loading)
+            yield RunningServer(f"127.0.0.1:{port}", channel, registry, control, metrics, listener, loading)
         await loading
     finally:
         # A test that fails must not leave a thread waiting.
@@ -111,7 +136,8 @@ async def loading_server(
             each.building.set()
             each.gate.set()
         await listener.stop(5)
-        await registry.close()
+        await control.close()
+        await asyncio.to_thread(store.close)
         announcing.cancel()
         await asyncio.gather(announcing, return_exceptions=True)
     await until(lambda: not leftover_tasks(tasks), "tasks are left")

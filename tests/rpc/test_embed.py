@@ -287,7 +287,7 @@ async def test_what_waits_for_company_is_served_when_the_server_stops(tmp_path: 
         pipeline = server.pipeline()
         call = asyncio.ensure_future(embed(server, pb.EmbedRequest(texts=["w10"])))
         await until(lambda: pipeline.queued_tokens == 3)
-        await server.registry.close()
+        await server.control.close()
         check_embedding((await call).embeddings[0], ids_of("w10"))
 
 

@@ -33,5 +33,11 @@ def check_variables(variables: Variables) -> list[Finding]:
             findings.append(Finding("environment", Status.WARN, f"{name} is not known{hint}", f"unset {name}"))
     if findings:
         return findings
-    known = [f"{name}={os.environ[name]}" for name in given if name in variables.known]
+    known = [f"{name}={_shown(name)}" for name in given if name in variables.known]
     return [Finding("environment", Status.OK, ", ".join(known) or "no TRIVEC_* variable is set")]
+
+
+def _shown(name: str) -> str:
+    """The variable's value, if it is fit to be shown."""
+    value = os.environ[name]
+    return "..." if name.endswith("_PASSWORD") or "password=" in value else value
