@@ -90,7 +90,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._control.scan()
-        listener = Listener(self._settings, self._registry, self._metrics)
+        listener = Listener(self._settings, self._registry, self._metrics, self._control)
         grpc_port = await listener.start()
         fault = None
         try:

@@ -109,7 +109,7 @@ async def loading_server(
     registry = Registry(settings, metrics, store, on_change=changes.put_nowait)
     engines = Engines(of_texts={"scripted": scripted(script)})
     control = ModelControl(settings, registry, metrics, engines, clock=clock)
-    listener = Listener(settings, registry, metrics)
+    listener = Listener(settings, registry, metrics, control)
     port = await listener.start()
     control.scan()
 
