@@ -17,8 +17,6 @@ _NUMBERS = {
 }
 _TEXTS = {"host": "host", "user": "username", "password": "password"}
 _KEYS = {"local": ("size",), "redis": ("host", "port", "user", "password", "db", "ttl")}
-
-
 USERNAME_VARIABLES = ("TRIVEC_CACHE_REDIS_USERNAME", "TRITONCACHE_REDIS_USERNAME")
 PASSWORD_VARIABLES = ("TRIVEC_CACHE_REDIS_PASSWORD", "TRITONCACHE_REDIS_PASSWORD")
 """Trivec's own variables, and Triton's. What is in a variable is in no list of processes."""

@@ -106,6 +106,7 @@ async def loading_server(
     metrics = Metrics()
     changes: asyncio.Queue[VersionRecord] = asyncio.Queue()
     store = open_store(settings.cache)
+    metrics.watch_cache(store.usage)
     registry = Registry(settings, metrics, store, on_change=changes.put_nowait)
     engines = Engines(of_texts={"scripted": scripted(script)})
     control = ModelControl(settings, registry, metrics, engines, clock=clock)

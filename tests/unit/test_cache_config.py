@@ -2,8 +2,10 @@
 
 import click
 import pytest
-from trivec_server.cli_cache import parse_cache_config
+from trivec_server.cli_cache import cache_settings, parse_cache_config
 from trivec_server.settings import MIB, CacheSettings
+
+SECRET = "a,b=c"  # noqa: S105 - of no server
 
 
 def parse(*values: str, username: str | None = None, password: str | None = None) -> CacheSettings:
@@ -33,16 +35,35 @@ def test_a_redis_server_is_by_default_that_of_the_machine() -> None:
 
 
 def test_a_password_may_have_commas_and_equals_signs() -> None:
-    assert parse("redis,user=trivec", "redis,password=a,b=c").password == "a,b=c"
+    assert parse("redis,user=trivec", f"redis,password={SECRET}").password == SECRET
 
 
 def test_username_and_password_come_from_the_environment() -> None:
-    settings = parse("redis,host=cache", username="trivec", password="secret")
+    settings = parse("redis,host=cache", username="trivec", password=SECRET)
+    assert (settings.username, settings.password) == ("trivec", SECRET)
+
+
+@pytest.mark.parametrize("prefix", ["TRIVEC_CACHE", "TRITONCACHE"])
+def test_the_variables_are_trivec_s_or_triton_s(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setenv(f"{prefix}_REDIS_USERNAME", "trivec")
+    monkeypatch.setenv(f"{prefix}_REDIS_PASSWORD", "secret")
+    settings = cache_settings(["redis,host=cache"])
     assert (settings.username, settings.password) == ("trivec", "secret")
 
 
+def test_trivec_s_variables_win_over_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVEC_CACHE_REDIS_PASSWORD", SECRET)
+    monkeypatch.setenv("TRITONCACHE_REDIS_PASSWORD", "other")
+    assert cache_settings(["redis"]).password == SECRET
+
+
+def test_the_variables_do_not_choose_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONCACHE_REDIS_PASSWORD", "secret")
+    assert cache_settings([]) == CacheSettings()
+
+
 def test_a_value_given_wins_over_the_environment() -> None:
-    assert parse("redis,password=given", password="secret").password == "given"
+    assert parse(f"redis,password={SECRET}", password="other").password == SECRET  # noqa: S106
 
 
 def test_empty_variables_are_as_none() -> None:
