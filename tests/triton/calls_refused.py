@@ -203,7 +203,7 @@ def _late(session: Session) -> Any:
 
 @calls("refused: too long in the queue, by its own timeout")
 def _impatient(session: Session) -> Any:
-    return _outcomes(session, "slow_refusing", 4, steps_each=300_000, given={"timeout": 500})
+    return _outcomes(session, "slow_refusing", 4, steps_each=300_000, given={"timeout": 20_000})
 
 
 def _outcomes(session: Session, model: str, count: int, steps_each: int, given: dict[str, Any]) -> Any:

@@ -20,7 +20,9 @@ def _request(model: str, inputs: Any, request_id: str = "", **more: Any) -> dict
     return {"model_name": model, "inputs": inputs, "request_id": request_id, **more}
 
 
-def _stream(name: str, *requests: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+def _stream(
+    name: str, *requests: dict[str, Any], headers: dict[str, str] | None = None, one_by_one: bool = False
+) -> None:
     """As many answers as requests, or until the stream ends with an error."""
 
     def run(session: Session) -> Any:
@@ -28,9 +30,12 @@ def _stream(name: str, *requests: dict[str, Any], headers: dict[str, str] | None
         session.client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
         told = []
         try:
+            if not one_by_one:
+                for request in requests:
+                    session.client.async_stream_infer(**request)
             for request in requests:
-                session.client.async_stream_infer(**request)
-            for _ in requests:
+                if one_by_one:
+                    session.client.async_stream_infer(**request)
                 answer, error = answers.get()
                 told.append(_in_stream(error) if error else {"code": "OK", "answer": result(answer)})
                 if told[-1]["code"] not in {"OK", "STREAM"}:
@@ -78,6 +83,8 @@ _stream(
     _request("identity_fp32", floats(1), "1"),
     _request("pick", _FAILING, "2"),
     headers=_GRPC_ERRORS,
+    # An error may overtake the answers before it.
+    one_by_one=True,
 )
 _stream("grpc errors: unknown model", _request("none_such", floats(1), "1"), headers=_GRPC_ERRORS)
 _stream(

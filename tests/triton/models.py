@@ -180,7 +180,7 @@ MODELS = (
         (_STEPS,),
         _count,
         max_batch_size=1,
-        settings=_queue("default_timeout_microseconds: 1000 allow_timeout_override: true"),
+        settings=_queue("default_timeout_microseconds: 50000 allow_timeout_override: true"),
     ),
 )
 BROKEN = Model("broken", (_FP32,), (_FP32,), _echo(1))
