@@ -98,12 +98,11 @@ class Lookup:
         return [record.served for record in records if record.served is not None]
 
     def _ready_records(self, name: str) -> list[VersionRecord]:
-        records = self._registry.records()
-        return [record for record in records if record.state is State.READY and name in ("", record.key.name)]
+        return [record for record in self._registry.records(name or None) if record.state is State.READY]
 
     def _not_ready(self, name: str, version: int) -> TrivecError:
         """Why there is nothing to serve a request with."""
-        known = [record for record in self._registry.records() if record.key.name == name]
+        known = self._registry.records(name)
         unknown = "Request for unknown model: "
         if not known:
             return NotFound(f"{unknown}'{name}' is not found")
