@@ -21,6 +21,7 @@ _EXTRA_PURPOSES = {
     "mini": "`trivec pull m3-mini`",
     "progress": "progress bars",
     "parquet": "`trivec embed` to Parquet",
+    "redis": "a response cache that servers share",
 }
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 """Distributions that all bring the package `onnxruntime`, and overwrite each other's files."""
