@@ -474,9 +474,8 @@ def test_variables_that_kubernetes_sets_for_a_service_are_known(
 
 
 def test_what_a_killed_pull_left_is_a_warning(examine: Doctor, repository: Path) -> None:
-    left = repository / ".building-abc"
+    left = repository / ".building-m3-mini.0123456789abcdef"
     left.mkdir()
-    (left / "lock").touch()
     (left / "model.onnx").write_bytes(bytes(5000))
     code, findings = examine(repository)
     assert code == 0
@@ -486,25 +485,29 @@ def test_what_a_killed_pull_left_is_a_warning(examine: Doctor, repository: Path)
 
 
 @pytest.fixture
-def pull_under_way(repository: Path) -> Iterator[Path]:
-    """The building directory of another process, which holds its lock."""
+def pull_under_way(repository: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that builds in the repository, and holds the model's lock."""
     hold = (
         "import sys; from pathlib import Path; from trivec_server.repository.building import open_site\n"
-        "with open_site(Path(sys.argv[1])) as site: print(site.version_dir, flush=True); sys.stdin.read()"
+        "with open_site(Path(sys.argv[1]), 'tiny', print): print('building', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold, repository], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield Path(process.stdout.readline().strip())
+        assert process.stdout.readline() == "building\n"
+        yield process
         process.send_signal(signal.SIGTERM)
 
 
-def test_a_pull_under_way_is_no_leftover(examine: Doctor, repository: Path, pull_under_way: Path) -> None:
-    assert pull_under_way.is_dir()
+def test_a_pull_under_way_is_no_leftover(
+    examine: Doctor, repository: Path, pull_under_way: "subprocess.Popen[str]"
+) -> None:
+    assert list(repository.glob(".building-tiny.*"))
     code, findings = examine(repository)
     assert code == 0
-    assert findings["leftovers"][0]["fact"] == "none; 1 under way"
+    builder = f"process {pull_under_way.pid} on {socket.gethostname()}"
+    assert findings["leftovers"][0]["fact"] == f"none; under way: {builder}"
 
 
 def write_distribution(directory: Path, name: str, version: str) -> None:

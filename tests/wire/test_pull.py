@@ -202,7 +202,9 @@ def test_what_a_killed_pull_left_is_removed_by_the_next(pulls: Pulls) -> None:
     assert any("checksums" in line for line in process.stdout)
     process.kill()
     process.communicate()
-    assert [path.name.startswith(".building-") for path in pulls.repository.iterdir()] == [True]
+    (lock, building) = sorted(pulls.repository.iterdir(), reverse=True)
+    assert lock.name == ".lock-tiny-m3"
+    assert building.name.startswith(".building-tiny-m3.")
     pulls.run()
     assert {path.name for path in pulls.repository.iterdir()} == {"tiny-m3"}
 

@@ -1,6 +1,5 @@
 """Directories that are written to: the model repository and the hub's cache, with what interrupted pulls left there."""
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -8,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trivec_server.doctor.finding import Finding, Status
+from trivec_server.repository.building import find_buildings
 from trivec_server.repository.space import format_bytes
 
 _LARGE_MODEL_BYTES = 2_400_000_000
@@ -36,18 +36,15 @@ def check_hub() -> list[Finding]:
 
 def check_leftovers(repository: Path) -> list[Finding]:
     """What pulls that were killed left in the repository; the next pull removes it."""
-    left, in_use = [], 0
-    for path in sorted(repository.glob(".building-*")):
-        if _is_locked(path / "lock"):
-            in_use += 1
-        else:
-            left.append(path)
+    buildings = find_buildings(repository)
+    left = [path for path, builder in buildings.items() if builder is None]
     if left:
         size = sum(file.lstat().st_size for path in left for file in path.rglob("*"))
-        fact = f"{len(left)} of interrupted pulls take {format_bytes(size)}; the next pull removes them"
+        fact = f"{len(left)} of interrupted pulls take {format_bytes(size)}; the next pull of each model removes them"
         mend = f"rm -r {' '.join(shlex.quote(str(path)) for path in left)}"
         return [Finding("leftovers", Status.WARN, fact, mend)]
-    return [Finding("leftovers", Status.OK, f"none; {in_use} under way" if in_use else "none")]
+    under_way = ", ".join(str(builder) for builder in buildings.values())
+    return [Finding("leftovers", Status.OK, f"none; under way: {under_way}" if under_way else "none")]
 
 
 def _describe_hub(endpoint: str, *, offline: bool) -> Finding:
@@ -74,15 +71,3 @@ def _check_disk(check: str, path: Path, mend: str) -> Finding:
     if free < _LARGE_MODEL_BYTES:
         return Finding(check, Status.WARN, f"{fact}; BGE-M3 takes {format_bytes(_LARGE_MODEL_BYTES)}", mend)
     return Finding(check, Status.OK, fact)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether another process holds the lock that a pull has on its building directory."""
-    try:
-        with path.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

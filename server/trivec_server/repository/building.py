@@ -1,29 +1,32 @@
 """
 A place to build a model version in, on the repository's own file system, and its move into the repository at once.
 
-Whatever ends the building, the repository holds either the whole version or nothing of it.
+Whatever ends the building, the repository holds either the whole version or nothing of it. Who builds holds the model's
+lock, so that of several who want the same only one does the work.
 """
 
-import fcntl
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from trivec_server.errors import CommandError
+from trivec_server.repository.lock_owner import LockOwner, read_owner
+from trivec_server.repository.model_lock import CLAIM_PREFIX, LOCK_PREFIX, ModelLock, hold_model, lock_name
 
 _PREFIX = ".building-"
-_LOCK = "lock"
+_LEFTOVER = re.compile(rf"({re.escape(_PREFIX)}|{re.escape(CLAIM_PREFIX)})(?P<name>.+)\.(?P<token>[0-9a-f]{{16}})")
 
 
 class BuildingSite:
     """An open building directory. `version_dir` is where the version's files are to be written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: ModelLock) -> None:
         self._path = path
+        self._lock = lock
+        path.mkdir()
         self.version_dir = path / "version"
         self.version_dir.mkdir()
 
@@ -37,10 +40,11 @@ class BuildingSite:
             replace: Whether a version that is there already gives way.
 
         Raises:
-            CommandError: the version is there already.
+            CommandError: the version is there already, or the lock was lost.
             OSError: the move failed.
         """
         _flush(self.version_dir)
+        self._lock.confirm()
         if not target.parent.exists():
             self._publish_model(target, beside)
             return
@@ -85,66 +89,69 @@ class BuildingSite:
 
 
 @contextmanager
-def open_site(repository: Path) -> Iterator[BuildingSite]:
+def open_site(repository: Path, model: str, report: Callable[[str], None]) -> Iterator[BuildingSite]:
     """
-    Makes a building directory in the repository, and the repository if need be; removes it at the end, whatever ends
-    it. What killed processes left there is removed first.
+    Waits until no other process, on whatever host, builds for this model, then makes a building directory in the
+    repository, and the repository if need be; removes it at the end, whatever ends it. What killed processes left there
+    for this model is removed first.
+
+    Args:
+        repository: The model repository.
+        model: The model's name.
+        report: Called with a line for the user while another process builds.
 
     Raises:
+        CommandError: the lock was lost, and another process has removed the building directory.
         OSError: the repository cannot be written to.
     """
     made: list[Path] = []
     try:
         _make_directories(repository, made)
-        _remove_leftovers(repository)
-        path, lock = _make_locked(repository)
-        with lock:
+        with hold_model(repository, model, report) as lock:
+            _remove_leftovers(repository, model)
+            path = repository / f"{_PREFIX}{lock_name(model)}.{lock.owner.token}"
             try:
-                yield BuildingSite(path)
+                yield BuildingSite(path, lock)
+            except OSError:
+                lock.confirm()
+                raise
             finally:
-                _remove(path)
+                shutil.rmtree(path, ignore_errors=True)
     finally:
         for directory in reversed(made):
-            if not any(directory.iterdir()):
+            with suppress(OSError):  # not empty
                 directory.rmdir()
+
+
+def find_buildings(repository: Path) -> dict[Path, LockOwner | None]:
+    """Every building directory, with the process that builds there; None: what a process left that was killed."""
+    found = {path: _LEFTOVER.fullmatch(path.name) for path in sorted(repository.glob(f"{_PREFIX}*"))}
+    return {path: _builder(repository, match) for path, match in found.items() if match is not None}
+
+
+def _builder(repository: Path, building: re.Match[str]) -> LockOwner | None:
+    try:
+        owner = read_owner((repository / f"{LOCK_PREFIX}{building['name']}").read_bytes())
+    except OSError:
+        return None
+    return owner if owner is not None and owner.token == building["token"] and not owner.is_known_dead else None
+
+
+def _remove_leftovers(repository: Path, model: str) -> None:
+    """For who holds the lock and does not build yet: whatever lies there for the model is nobody's."""
+    for path in (*repository.glob(f"{_PREFIX}*"), *repository.glob(f"{CLAIM_PREFIX}*")):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or match["name"] != lock_name(model):
+            continue
+        if path.is_dir():
+            # Another host may still have a file in it open, which then goes a little later.
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _overtaken(path: Path) -> CommandError:
     return CommandError(f"{path} appeared while this version was built: pull again")
-
-
-def _make_locked(repository: Path) -> tuple[Path, TextIO]:
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=repository))
-        try:
-            lock = (path / _LOCK).open("w")
-        except FileNotFoundError:
-            # Another pull took it for a leftover.
-            continue
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (path / _LOCK).exists():
-            return path, lock
-        lock.close()
-
-
-def _remove_leftovers(repository: Path) -> None:
-    """Removes building directories whose lock nobody holds: however a process ends, the kernel drops its locks."""
-    for path in repository.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # held by a pull that goes on, or just removed by one
-            if not any(path.iterdir()):
-                path.rmdir()
-                continue
-            with (path / _LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Removes a building directory, its lock last: what is left of it, if this is cut short, is still a leftover."""
-    for child in (child for child in path.iterdir() if child.name != _LOCK):
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
-    (path / _LOCK).unlink()
-    path.rmdir()
 
 
 def _make_directories(path: Path, made: list[Path]) -> None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from trivec_server.backends.interface import EngineFactory, EngineRequest
 from trivec_server.backends.weights.stored_model import StoredModel, open_stored_model, write_stored_model
 from trivec_server.errors import CommandError, LoadError
-from trivec_server.repository.building import open_site
+from trivec_server.repository.building import BuildingSite, open_site
 from trivec_server.repository.engines import ENGINES, needs
 from trivec_server.repository.manifest import Export, Manifest, Parity, read_manifest, verify_files, write_manifest
 from trivec_server.repository.parity import measure_parity
@@ -73,7 +73,8 @@ def export_version(
     """
     Makes a version of a model for one engine, or finds that it is there already.
 
-    Interrupted at any point, it leaves no part of a version.
+    Interrupted at any point, it leaves no part of a version. While another process, on this or another host, makes a
+    version of the same model there, it waits.
 
     Args:
         repository: The model repository.
@@ -100,14 +101,20 @@ def export_version(
         try:
             base = _find_base(repository, model_name, base_version)
             done = _find_done(base, engine, chosen)
-            if done is not None:
-                report(f"{done} holds {model_name} for {engine} in {chosen} already: nothing to do")
-                return done
-            return _Exporting(repository, base, engine, chosen, target.exporter, engines, report).run()
+            if done is None:
+                with open_site(repository, model_name, report) as site:
+                    # Whoever had the lock before may have made it meanwhile, or another version.
+                    base = _find_base(repository, model_name, base_version)
+                    done = _find_done(base, engine, chosen)
+                    if done is None:
+                        exporting = _Exporting(repository, base, engine, chosen, target.exporter, engines, report)
+                        return exporting.run(site)
         except LoadError as error:
             raise CommandError(f"{model_name}: {error}") from None
         except OSError as error:
             raise CommandError(f"{error.filename or repository}: {error.strerror or error}") from None
+    report(f"{done} holds {model_name} for {engine} in {chosen} already: nothing to do")
+    return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +142,21 @@ class _Exporting:
     engines: Mapping[str, EngineFactory]
     report: Callable[[str], None]
 
-    def run(self) -> Path:
+    def run(self, site: BuildingSite) -> Path:
         base = self.base
         check_space([SpaceNeed(self.repository, base.bytes, "the version", "choose a repository on another disk")])
         verify_files(base.path, base.manifest)
         target = base.path.parent / str(max(base.versions) + 1)
-        with open_site(self.repository) as site:
-            self.report(f"{base.path}: exporting for {self.engine} in {self.precision}")
-            self.exporter(open_stored_model(base.path), site.version_dir, self.precision)
-            shutil.copyfile(base.path / _TOKENIZER_FILE, site.version_dir / _TOKENIZER_FILE)
-            self.report("comparing it with the version that it was made from")
-            parity = self._measure(site.version_dir)
-            model = replace(base.manifest.model, precision=self.precision)
-            export = Export(engine=self.engine, base_digest=base.manifest.content_digest, parity=parity)
-            names = [path.name for path in site.version_dir.iterdir()]
-            write_manifest(site.version_dir, model, base.manifest.source, names, export)
-            site.publish(target, {}, replace=False)
+        self.report(f"{base.path}: exporting for {self.engine} in {self.precision}")
+        self.exporter(open_stored_model(base.path), site.version_dir, self.precision)
+        shutil.copyfile(base.path / _TOKENIZER_FILE, site.version_dir / _TOKENIZER_FILE)
+        self.report("comparing it with the version that it was made from")
+        parity = self._measure(site.version_dir)
+        model = replace(base.manifest.model, precision=self.precision)
+        export = Export(engine=self.engine, base_digest=base.manifest.content_digest, parity=parity)
+        names = [path.name for path in site.version_dir.iterdir()]
+        write_manifest(site.version_dir, model, base.manifest.source, names, export)
+        site.publish(target, {}, replace=False)
         self.report(
             f"{target} is ready: dense cosine {parity.dense_cosine_min:.5f} at least, {parity.dense_cosine_mean:.5f} "
             f"in the mean, over {parity.texts} texts"

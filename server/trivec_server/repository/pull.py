@@ -41,7 +41,8 @@ def pull(
     Makes a version of a model from a source, or finds that it is there already.
 
     Interrupted at any point (SIGINT, SIGTERM, SIGKILL), it leaves no part of a version. What was downloaded stays in
-    the hub's cache and is used the next time.
+    the hub's cache and is used the next time. While another process, on this or another host, makes a version of the
+    same model there, it waits: what that one has made need not be downloaded again.
 
     Args:
         source: `m3-mini`, a local directory, or the name of a hub repository such as `BAAI/bge-m3`.
@@ -63,12 +64,18 @@ def pull(
         try:
             recipe = _choose_recipe(source, revision, precision, report)
             model_dir = repository / _checked_name(name or recipe.model_name)
-            place = _choose_place(recipe, model_dir, version, report, force=force)
-            if place.done:
-                _complete(recipe, place.path, report)
+            place = _choose_place(recipe, model_dir, version, _say_nothing, force=force)
+            if place.done and not _missing(recipe, model_dir, read_manifest(place.path).model):
+                report(f"{place.path} holds {recipe.source} already: nothing to do")
                 return place.path
-            # Before the download: a repository that cannot be written to is better known now.
-            with open_site(repository) as site:
+            # Before the download: a repository that cannot be written to is better known now, and so is another pull.
+            with open_site(repository, model_dir.name, report) as site:
+                # Whoever had the lock before may have made it meanwhile.
+                place = _choose_place(recipe, model_dir, version, report, force=force)
+                if place.done:
+                    found = f"{place.path} holds {recipe.source} already"
+                    _place_missing(recipe, place.path, read_manifest(place.path).model, site, found, report)
+                    return place.path
                 recipe.gather(repository, report)
                 path = _build(recipe, place, site, report, keep_equal=version is None and not force)
         except LoadError as error:
@@ -79,6 +86,10 @@ def pull(
                 f"a directory that can be written to, with room for the model"
             ) from None
         return path
+
+
+def _say_nothing(_: str) -> None:
+    """For a first look, which comes again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,17 +173,6 @@ def _build(recipe: Recipe, place: _Place, site: BuildingSite, report: Report, *,
     site.publish(place.path, recipe.render_beside(model_dir.name, facts), replace=place.replace)
     report(f"{place.path} is ready: {facts.architecture}, {facts.precision}, {facts.dense_dimension} dimensions")
     return place.path
-
-
-def _complete(recipe: Recipe, version_dir: Path, report: Report) -> None:
-    """Leaves a version that is there already as it is, and writes what a model needs beside its versions and lacks."""
-    facts = read_manifest(version_dir).model
-    found = f"{version_dir} holds {recipe.source} already"
-    if not _missing(recipe, version_dir.parent, facts):
-        report(f"{found}: nothing to do")
-        return
-    with open_site(version_dir.parent.parent) as site:
-        _place_missing(recipe, version_dir, facts, site, found, report)
 
 
 def _place_missing(
