@@ -82,18 +82,18 @@ def models(client: TrivecClient, **given: Any) -> int:
 
 
 def _model_row(model: ModelInfo) -> tuple[str, ...]:
-    if not model.dense_dimension:  # not loaded: nothing is known but why
-        return (model.name, str(model.version), model.state, *["-"] * 6, model.state_reason)
+    # Of a version that is not loaded nothing is known but why; one that takes tensors has no dimensions and modes.
+    has_dimensions = bool(model.dense_dimension)
     return (
         model.name,
-        str(model.version),
+        str(model.version) if model.version else "-",
         model.state,
-        model.engine,
-        model.device,
-        model.precision,
-        f"{model.dense_dimension}/{model.multi_vector_dimension}",
-        str(model.limits.max_tokens),
-        ",".join(model.modes),
+        model.engine or "-",
+        model.device or "-",
+        model.precision or "-",
+        f"{model.dense_dimension}/{model.multi_vector_dimension}" if has_dimensions else "-",
+        str(model.limits.max_tokens) if has_dimensions else "-",
+        ",".join(model.modes) or "-",
         "; ".join(filter(None, (model.state_reason, "for demonstration" if model.demonstration else "", *model.notes))),
     )
 

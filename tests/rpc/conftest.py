@@ -1,10 +1,12 @@
 """The event loop of these tests is that of the server as a process; of the client's tests, that of its users."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import uvloop
+
+from tests.rpc.live_repository import HeldText
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -12,3 +14,11 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     if item.path.name.startswith("test_client"):
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def held() -> Iterator[HeldText]:
+    """Batches with the text HELD wait, and at the end of the test no longer."""
+    text = HeldText()
+    yield text
+    text.go_on.set()

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from trivec_server.errors import LoadError
 from trivec_server.repository.manifest import read_manifest
-from trivec_server.repository.records import EmbeddingVersion, VersionRecord
+from trivec_server.repository.records import EmbeddingVersion, State, VersionRecord
 from trivec_server.repository.scan import ModelEntry
 
 _T = TypeVar("_T")
@@ -24,9 +24,13 @@ def default_of_entries(entries: Iterable[ModelEntry]) -> str | None:
 
 def default_of_served(records: Iterable[VersionRecord]) -> str | None:
     """The same, of the models that serve."""
-    served = {record.key.name: record.served for record in records if isinstance(record.served, EmbeddingVersion)}
+    served = {
+        record.key.name: record.served
+        for record in records
+        if record.state is State.READY and isinstance(record.served, EmbeddingVersion)
+    }
     return _only(
-        [version for version in served.values() if isinstance(version, EmbeddingVersion)],
+        list(served.values()),
         lambda version: version.loaded.manifest.model.demonstration,
         lambda version: version.key.name,
     )

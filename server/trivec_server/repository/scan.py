@@ -144,14 +144,20 @@ def scan_model(path: Path, *, config_json: str | None = None) -> ModelEntry:
 def _read_settings(
     model_dir: Path, children: set[str], config_json: str | None
 ) -> tuple[ModelSettings | None, str | None]:
+    """A model that takes tensors may do without a configuration: its file says what it is."""
     config = model_dir / CONFIG_NAME
-    if config_json is None and CONFIG_NAME not in children:
-        return None, f"{config}: not found; every model needs one, docs/model-repository.md says what is in it"
+    is_missing = config_json is None and CONFIG_NAME not in children
+    text = "{}" if config_json is None else config_json
     try:
-        if config_json is not None:
-            return read_model_config_json(config_json, model_dir.name, model_dir=model_dir), None
-        return read_model_config(config, model_dir.name), None
+        if config_json is None and not is_missing:
+            return read_model_config(config, model_dir.name), None
+        return read_model_config_json(text, model_dir.name, model_dir=model_dir), None
     except ConfigError as error:
+        if is_missing:
+            return (
+                None,
+                f"{config}: not found; an embedding model needs one, docs/model-repository.md says what is in it",
+            )
         return None, str(error)
 
 
