@@ -1,5 +1,6 @@
 """The server as a process: starting, failing to start, draining, stopping, its metrics and its logs."""
 
+import http.client
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from trivec.v1 import embedding_pb2 as pb
@@ -160,6 +162,34 @@ def test_calls_are_still_taken_during_the_pause(repository: Path) -> None:
         server.signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
         assert len(client.embed("w10").result(60).embeddings) == 1
+
+
+def probe(port: int, path: str) -> int:
+    """The status of an HTTP probe; 0 from a port that does not speak HTTP."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+
+
+def test_http_probes_follow_the_server_from_loading_to_draining(repository: Path) -> None:
+    with scripted_process(repository, commands=("hold-building",), drain_pause_s=600) as server:
+        server.expect("building")
+        listening = psutil.Process(server.process.pid).net_connections("tcp4")
+        ports = [connection.laddr.port for connection in listening if connection.status == psutil.CONN_LISTEN]
+        (port,) = (port for port in ports if probe(port, "/v2/health/live") == 200)
+        assert probe(port, "/v2/health/ready") == 400
+        assert probe(port, "/metrics") == 200
+        server.tell("release")
+        with Client(server) as client:
+            assert (probe(port, "/v2/health/live"), probe(port, "/v2/health/ready")) == (200, 200)
+            watch = client.watch()
+            assert next(watch).status == SERVING
+            server.signal(signal.SIGTERM)
+            assert next(watch).status == NOT_SERVING
+            assert (probe(port, "/v2/health/live"), probe(port, "/v2/health/ready")) == (200, 503)
 
 
 def test_the_server_stays_up_without_a_model_and_says_why(repository: Path) -> None:

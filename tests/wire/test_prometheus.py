@@ -34,6 +34,11 @@ TRITON_QUERIES = {
         "sum by (model) (rate(nv_inference_queue_duration_us[1m])) / "
         "sum by (model) (rate(nv_inference_compute_infer_duration_us[1m]))"
     ),
+    "cache hits per second": "sum(rate(nv_cache_num_hits_per_model[1m]))",
+    "cache hit ratio": (
+        "sum(nv_cache_num_hits_per_model) / (sum(nv_cache_num_hits_per_model) + sum(nv_cache_num_misses_per_model))"
+    ),
+    "cache entries": "nv_cache_num_entries",
     "memory": "nv_cpu_memory_used_bytes / nv_cpu_memory_total_bytes",
 }
 """What dashboards and autoscalers for Triton ask; each answer here is above zero."""
@@ -44,11 +49,6 @@ TRITON_IDLE_QUERIES = {
     "share of failures": (
         "sum(rate(nv_inference_request_failure[1m])) / "
         "(sum(rate(nv_inference_request_success[1m])) + sum(rate(nv_inference_request_failure[1m])))"
-    ),
-    "cache hits per second": "rate(nv_cache_num_hits_per_model[1m])",
-    "cache hit ratio": (
-        "sum(nv_cache_num_hits_per_model) / "
-        "clamp_min(sum(nv_cache_num_hits_per_model) + sum(nv_cache_num_misses_per_model), 1)"
     ),
     "CPU": "avg(nv_cpu_utilization)",
 }
@@ -68,22 +68,35 @@ OWN_QUERIES = {
 
 @pytest.fixture(scope="module")
 def server(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with serve(mini_repository, log_path=tmp_path_factory.mktemp("prometheus") / "server.log") as server:
+    """Serves m3-mini with a response cache."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    model, mini = folder / "repository" / "m3-mini", mini_repository / "m3-mini"
+    model.mkdir(parents=True)
+    (model / "1").symlink_to(mini / "1")
+    config = (mini / "config.pbtxt").read_text(encoding="utf-8")
+    (model / "config.pbtxt").write_text(f"{config}response_cache {{ enable: true }}\n", encoding="utf-8")
+    with serve(folder / "repository") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def prometheus(server: ServingProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProcess]:
-    """Has seen the server before its requests, halfway through them and after them: a rate needs two values."""
+    """
+    Has seen the server before its requests, after each has come once, and after each has come a second time: a rate
+    needs two values.
+    """
     with scraping(server.metrics_port, tmp_path_factory.mktemp("prometheus")) as prometheus:
-        with grpc.insecure_channel(server.target) as channel:
-            stub = EmbeddingServiceStub(channel)
-            for number in range(REQUESTS):
-                if number == REQUESTS // 2:
-                    prometheus.wait_for("nv_inference_request_success", lambda found: values(found) == [REQUESTS // 2])
-                stub.Embed(pb.EmbedRequest(texts=[f"text {number} of {part}" for part in range(TEXTS)]))
-        prometheus.wait_for("nv_inference_request_success", lambda found: values(found) == [REQUESTS])
+        for round_number in (1, 2):
+            send_requests(server.target)
+            prometheus.wait_for(f"nv_inference_request_success == {round_number * REQUESTS}", bool)
         yield prometheus
+
+
+def send_requests(target: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        stub = EmbeddingServiceStub(channel)
+        for number in range(REQUESTS):
+            stub.Embed(pb.EmbedRequest(texts=[f"text {number} of {part}" for part in range(TEXTS)]))
 
 
 def values(found: list[Series]) -> list[float]:
@@ -103,7 +116,13 @@ def test_a_query_is_answered_when_there_is_nothing_to_tell(prometheus: Prometheu
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("nv_inference_request_success", REQUESTS), ("nv_inference_count", REQUESTS * TEXTS)]
+    ("name", "count"),
+    [
+        ("nv_inference_request_success", 2 * REQUESTS),
+        ("nv_inference_count", REQUESTS * TEXTS),
+        ("nv_cache_num_misses_per_model", REQUESTS * TEXTS),
+        ("nv_cache_num_hits_per_model", REQUESTS * TEXTS),
+    ],
 )
 def test_a_counter_counts_what_was_sent(prometheus: PrometheusProcess, name: str, count: int) -> None:
     (series,) = prometheus.wait_for(name, lambda found: values(found) == [count])
