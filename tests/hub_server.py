@@ -41,7 +41,7 @@ class Hub:
 
     `announced_bytes` and `served` lie about a file: its size in the listing, and the content that is sent.
     `listing`, if set, is the answer to whoever asks what a repository holds. `stalls` sends so many bytes of a file,
-    then sets `stalled` and sends no more until `released` is set.
+    then sets `stalled`, and sends the others once `released` is set.
     """
 
     repositories: Mapping[str, Path]
@@ -199,7 +199,7 @@ class _HubRequests(BaseHTTPRequestHandler):
             if stall is not None:
                 self._hub.stalled.set()
                 self._hub.released.wait()
-                self.close_connection = True
+                self.wfile.write(content[stall:])
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
