@@ -115,6 +115,7 @@ def test_a_manifest_cut_short_is_named(version_dir: Path) -> None:
         (lambda document: document["source"].update(name=3), "'name' of 'source' must be a string"),
         (lambda document: document.update(files=[]), "'files' must be a JSON object"),
         (lambda document: document["files"].update({"../x": {}}), "'../x' is not a plain file name"),
+        (lambda document: document["files"].update({"a\0b": {}}), r"'a\\x00b' is not a plain file name"),
         (lambda document: document["files"]["model.onnx"].update(bytes=-1), "'bytes' of 'model.onnx' must be a whole"),
     ],
 )

@@ -42,7 +42,7 @@ def mark_file(path: Path, name: str) -> FileMark | None:
     """The mark of a file under this name; None if there is none."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a manifest may list what is no name of a file
         return None
     return FileMark(name, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
@@ -60,7 +60,7 @@ def look_at_version(version_dir: Path, *, has_manifest: bool) -> VersionLook:
         document = json.loads((version_dir / MANIFEST_NAME).read_bytes())
     except FileNotFoundError:
         missing = f"{version_dir / MANIFEST_NAME}: not found"
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         missing = f"{version_dir / MANIFEST_NAME}: cannot be read, or not yet to its end"
     else:
         sizes = _listed_sizes(document)
@@ -106,7 +106,12 @@ def _mark_all(directory: Path) -> Marks:
     marks: list[FileMark] = []
     entered: set[tuple[int, int]] = set()
     for folder, inner, names in os.walk(directory, followlinks=True):
-        status = Path(folder).stat()
+        try:
+            status = Path(folder).stat()
+        except OSError:
+            # It has gone meanwhile.
+            inner.clear()
+            continue
         if (status.st_dev, status.st_ino) in entered:
             inner.clear()
             continue
@@ -134,6 +139,6 @@ def _missing(path: Path, size: int) -> str:
     """What is missing of a listed file. A file that is too long is not being written, but wrong."""
     try:
         found = path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return f"{path}: missing"
     return f"{path}: {found} of {size} bytes" if found < size else ""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from trivec_server.errors import LoadError, LoadFailed
+from trivec_server.logs import get_logger
 from trivec_server.repository.load_override import OverrideDirectory
 from trivec_server.repository.look import ModelLook, VersionContent, read_content
 from trivec_server.repository.registry import UNLOADED, Registry
@@ -16,6 +17,7 @@ from trivec_server.repository.scan import VersionSelection
 from trivec_server.repository.staging import Engines, StagedVersion, stage_version
 from trivec_server.types import ModelVersion
 
+_log = get_logger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -188,6 +190,9 @@ class LiveModel:
                 content = await self._workshop.run(read_content, look, number, known)
             except LoadError as error:
                 self._fail(attempt, number, error)
+            except Exception:  # noqa: BLE001 - concerns this version only; the others go on
+                _log.exception("a version cannot be read", model=self.name, version=number)
+                self._fail(attempt, number, LoadError("an unexpected error; the server's log has it"))
             else:
                 attempt.contents[number] = content
                 if content != known:

@@ -136,7 +136,7 @@ def read_manifest(version_dir: Path) -> Manifest:
         raise LoadError(f"{path}: not found, so the version is not whole: {_MEND}") from None
     except OSError as error:
         raise LoadError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{path}: is not JSON ({error}): {_MEND}") from None
     try:
         return _parse(document)
@@ -284,7 +284,7 @@ def _parse_export(export: "_Fields") -> Export:
 
 
 def _parse_file(files: "_Fields", name: str) -> FileFacts:
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise _ManifestError(f"files: {name!r} is not a plain file name")
     entry = files.object(name)
     return FileFacts(bytes=entry.integer("bytes"), sha256=entry.text("sha256"))

@@ -59,12 +59,20 @@ class Poller:
         only = self._settings.load_models if EVERY_MODEL not in self._settings.load_models else ()
         names = {*directories, *(model.name for model in self._models)}
         next_looks = [
-            await self._poll_model(self._models.get(name), directories.get(name, ()))
+            await self._poll_safely(self._models.get(name), directories.get(name, ()))
             for name in sorted(names)
             if not only or name in only
         ]
         self._models.choose_default()
         return max(0.0, min([period_s, *(instant - self._clock() for instant in next_looks if instant is not None)]))
+
+    async def _poll_safely(self, model: LiveModel, paths: Sequence[Path]) -> float | None:
+        try:
+            return await self._poll_model(model, paths)
+        except Exception:  # noqa: BLE001 - concerns this model only; the others go on
+            _log.exception("a look at a model failed", model=model.name)
+            model.refuse("an unexpected error; the server's log has it")
+            return None
 
     async def _poll_model(self, model: LiveModel, paths: Sequence[Path]) -> float | None:
         """Looks at one model; gives the instant of the next look if that is not to be the next poll's."""
