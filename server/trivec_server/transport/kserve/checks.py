@@ -63,7 +63,7 @@ def check_request(
                 f"'{subject.model}' expects '{spec.datatype}'"
             )
         _check_shape(signature, spec, tensor, subject)
-        checked.append(_measured(tensor, subject))
+        checked.append(_measured(tensor, subject, has_rows=signature.max_rows > 0))
     if rows < 1:
         raise subject.refuse(f"inference request batch-size must be >= 1 for '{subject.model}'")
     return CheckedInputs(checked, rows)
@@ -121,11 +121,11 @@ def _check_shape(signature: Signature, spec: TensorSpec, tensor: InputTensor, su
         )
 
 
-def _measured(tensor: InputTensor, subject: Subject) -> InputTensor:
+def _measured(tensor: InputTensor, subject: Subject, *, has_rows: bool) -> InputTensor:
     """The tensor if its data is what its shape asks for, raw BYTES as a list. Nothing is made of the shape's size."""
     shape, data = tensor.shape, tensor.data
     # As in Triton, a batch of no rows is measured as one row, which its data never is.
-    count = math.prod(shape) if not shape or shape[0] else math.prod(shape[1:])
+    count = math.prod(shape[1:]) if has_rows and not shape[0] else math.prod(shape)
     is_negative = any(size < 0 for size in shape)
     if tensor.datatype == BYTES:
         if is_negative:

@@ -148,7 +148,8 @@ class InferenceRequest:
         try:
             answer = self._inference.answer(await self._inference.compute())
         except Overloaded as error:
-            message = self._subject.prefixed(f"Exceeds maximum queue size: {error}")
+            why = str(error).removeprefix("overloaded: ")
+            message = self._subject.prefixed(f"Exceeds maximum queue size: {why}")
             raise Overloaded(message, retry_after_s=error.retry_after_s) from error
         except QueueTimeout as error:
             raise QueueTimeout("Request timeout expired") from error

@@ -1,12 +1,12 @@
-"""What the server and its models are: ServerMetadata, ModelMetadata, ModelConfig."""
+"""What the server and its models are: ServerMetadata and ModelMetadata."""
 
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 
 from inference import grpc_service_pb2 as pb
-from inference import model_config_pb2
 
+from trivec_server.repository.normalized_config import normalized_config
 from trivec_server.repository.registry import EmbeddingVersion, ServedVersion
 from trivec_server.transport.kserve.datatypes import BYTES
 from trivec_server.transport.kserve.embed_inputs import TEXT
@@ -38,10 +38,11 @@ def describe_server(*, allow_shared_memory: bool) -> pb.ServerMetadataResponse:
 def describe_model(versions: Sequence[ServedVersion]) -> pb.ModelMetadataResponse:
     """The model of some versions, with the inputs and outputs of the newest of them."""
     newest = versions[-1]
+    config = normalized_config(newest.loaded)
     response = pb.ModelMetadataResponse(
         name=newest.key.name,
         versions=[str(served.key.version) for served in versions],
-        platform=newest.loaded.settings.backend,
+        platform=config.platform or config.backend,
     )
     if isinstance(newest, EmbeddingVersion):
         response.inputs.append(_Tensor(name=TEXT, datatype=BYTES, shape=(-1, 1)))
@@ -61,11 +62,3 @@ def _tensor(spec: TensorSpec, batch: tuple[int, ...]) -> _Tensor:
 @cache
 def _version() -> str:
     return version("trivec")
-
-
-def describe_config(served: ServedVersion) -> model_config_pb2.ModelConfig:
-    """A version's configuration with every default filled in."""
-    settings = served.loaded.settings
-    return model_config_pb2.ModelConfig(
-        name=served.key.name, backend=settings.backend, max_batch_size=settings.batching.max_batch_size
-    )

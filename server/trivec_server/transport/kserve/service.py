@@ -9,13 +9,14 @@ from inference import grpc_service_pb2 as pb
 
 from trivec_server.errors import ControlDisabled, NotFound, Unsupported
 from trivec_server.repository.control import ModelControl
+from trivec_server.repository.normalized_config import normalized_config
 from trivec_server.repository.registry import Registry
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.calls import Call, CallScope, UnaryMethod, unary
 from trivec_server.transport.kserve.inference import InferenceRequests
 from trivec_server.transport.kserve.log_settings import update_log_settings
 from trivec_server.transport.kserve.lookup import Lookup
-from trivec_server.transport.kserve.metadata import describe_config, describe_model, describe_server
+from trivec_server.transport.kserve.metadata import describe_model, describe_server
 from trivec_server.transport.kserve.repository import READY, check_repository_name, check_unload, parse_override
 from trivec_server.transport.kserve.shared_memory import DISABLED, Regions
 from trivec_server.transport.kserve.statistics import describe_statistics
@@ -122,7 +123,9 @@ class InferenceService:
             ),
             "ModelConfig": _answering(
                 pb.ModelConfigRequest,
-                lambda asked: pb.ModelConfigResponse(config=describe_config(lookup.ready(asked.name, asked.version))),
+                lambda asked: pb.ModelConfigResponse(
+                    config=normalized_config(lookup.ready(asked.name, asked.version).loaded)
+                ),
             ),
             "ModelStatistics": _answering(pb.ModelStatisticsRequest, self._statistics),
             "TraceSetting": _answering(

@@ -24,6 +24,7 @@ from trivec_server.transport.kserve.datatypes import Buffer
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
 _MAX_KEY_BYTES = 255
+_MAX_REGIONS = 1024
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 _REGION, _OFFSET, _SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
@@ -97,11 +98,15 @@ class Regions:
         Raises:
             Unsupported: the server does not allow it.
             SharedMemoryExists: the name is taken.
-            SharedMemoryUnusable: there is no such object, or it is smaller.
+            SharedMemoryUnusable: there is no such object, or it is smaller, or there are too many regions.
         """
         self._check_allowed()
         if name in self._regions:
             raise SharedMemoryExists(f"shared memory region '{name}' already in manager")
+        if len(self._regions) >= _MAX_REGIONS:
+            raise SharedMemoryUnusable(
+                f"{_MAX_REGIONS} shared memory regions are registered, and no more may be; unregister some"
+            )
         descriptor = _open(key)
         status = os.fstat(descriptor)
         fits = size > 0 and offset + size <= status.st_size
