@@ -47,6 +47,22 @@ def option(flag: str, text: str, **settings: Any) -> Decorator:
     return click.option(flag, help=text, envvar=variable, show_envvar=True, **settings)
 
 
+class _Switch(click.Option):
+    """Takes a value as Triton's flags do, or none; with `--no-` in front it is false."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """As for any option, and once more."""
+        super().add_to_parser(parser, ctx)
+        negations = [f"--no-{flag.removeprefix('--')}" for flag in self.opts]
+        parser.add_option(self, negations, self.name, action="store_const", const="false")
+
+
+def switch(flag: str, text: str, *, default: bool) -> Decorator:
+    """An option that is on or off: `--x`, `--x=true`, `--no-x`, `--x=false`."""
+    text += f" `--no-{flag.removeprefix('--')}`: not."
+    return option(flag, text, cls=_Switch, type=bool, is_flag=False, flag_value="true", default=default)
+
+
 def _parse_target(_context: click.Context, _parameter: click.Parameter, target: str) -> str:
     try:
         check_target(target)

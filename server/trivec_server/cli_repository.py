@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trivec_server.cli_options import MAX_SECONDS, Decorator, Seconds, option, options
+from trivec_server.cli_options import MAX_SECONDS, Decorator, Seconds, option, options, switch
 from trivec_server.settings import EVERY_MODEL, ControlMode, ServeSettings
 
 _DEFAULTS = ServeSettings()
@@ -64,14 +64,14 @@ def repository_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=Seconds(0, MAX_SECONDS),
                 default=_DEFAULTS.repository_stability_s,
             ),
-            option(
-                "--strict-readiness/--no-strict-readiness",
+            switch(
+                "--strict-readiness",
                 "ServerReady only while every model that is to be served has a version that serves; else as soon as "
                 "the first loading is over.",
                 default=_DEFAULTS.strict_readiness,
             ),
-            option(
-                "--exit-on-error/--no-exit-on-error",
+            switch(
+                "--exit-on-error",
                 "End with exit code 1 if a model cannot be served at the start. Off, unlike Triton's: the server stays "
                 "up, serves the others and tells why.",
                 default=_DEFAULTS.exit_on_error,

@@ -3,9 +3,16 @@
 from importlib.metadata import version
 
 from trivec_server.lifecycle import Started
+from trivec_server.repository.control import ControlMode
 from trivec_server.repository.registry import EmbeddingVersion, State, TensorVersion, VersionRecord
 
 _TEXT = "人工智能"
+_TENSORS_ONLY = "Requests with tensors go to inference.GRPCInferenceService/ModelInfer."
+_NOTHING_SERVES = {
+    ControlMode.NONE: "No model serves.",
+    ControlMode.POLL: "No model serves yet; the repository is looked at again and again.",
+    ControlMode.EXPLICIT: "No model serves yet; inference.GRPCInferenceService/RepositoryModelLoad loads one.",
+}
 
 
 def greet(started: Started) -> str:
@@ -18,8 +25,12 @@ def greet(started: Started) -> str:
     if len({record.key.name for record in started.records}) > 1:
         none = "none: requests must name their model, or start with --default-model"
         lines.append(f"  default model: {started.default_model or none}")
-    ready = [record.key.name for record in started.records if record.state is State.READY]
-    if ready:
+    of_texts = [record for record in started.records if not isinstance(record.served, TensorVersion)]
+    ready = [record.key.name for record in of_texts if record.state is State.READY]
+    if not ready:
+        of_tensors = len(of_texts) < len(started.records)
+        lines.append(_TENSORS_ONLY if of_tensors else _NOTHING_SERVES[started.control_mode])
+    else:
         has_default = started.default_model in ready
         model = "" if has_default else f'"model": "{ready[0]}", '
         argument = "" if has_default else f', model="{ready[0]}"'

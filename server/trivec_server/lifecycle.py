@@ -25,7 +25,7 @@ from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.repository.staging import Engines
 from trivec_server.serving.cache.opening import open_store
 from trivec_server.serving.cache.store import RowStore
-from trivec_server.settings import ServeSettings
+from trivec_server.settings import ControlMode, ServeSettings
 from trivec_server.transport.listener import Listener
 
 _log = get_logger(__name__)
@@ -43,6 +43,7 @@ class Started:
     grpc_port: int
     metrics_port: int | None
     default_model: str | None
+    control_mode: ControlMode
     records: tuple[VersionRecord, ...]
 
 
@@ -178,6 +179,7 @@ class _Server:
                 grpc_port=grpc_port,
                 metrics_port=metrics_port,
                 default_model=self._registry.default_model,
+                control_mode=self._control.mode,
                 records=records,
             )
         )

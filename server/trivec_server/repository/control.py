@@ -213,7 +213,7 @@ class ModelControl:
         if len(paths) != 1:
             model.refuse(DUPLICATE) if paths else model.wait("not in the repository yet")
             return
-        look = look_at_model(paths[0])
+        look = look_at_model(paths[0], self._workshop.engines.fault)
         tell_problems(look)
         self._poller.seen(look)
         if look.error is not None:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from trivec_server.errors import LoadError, LoadFailed
 from trivec_server.logs import get_logger
 from trivec_server.repository.load_override import OverrideDirectory
-from trivec_server.repository.look import ModelLook, VersionContent, read_content
+from trivec_server.repository.look import ModelLook, VersionContent, look_at_model, read_content
 from trivec_server.repository.registry import UNLOADED, Registry
 from trivec_server.repository.releases import Releases
 from trivec_server.repository.scan import VersionSelection
@@ -37,6 +38,10 @@ class Workshop:
     engines: Engines
     threads: Executor
     staging: list[ModelVersion] = field(default_factory=list)
+
+    async def look(self, path: Path, *, config_json: str | None = None) -> ModelLook:
+        """Looks at a model's directory."""
+        return await self.run(look_at_model, path, self.engines.fault, config_json=config_json)
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Calls a function that blocks, on a thread."""

@@ -1,6 +1,6 @@
 """One look at a model's directory: what config.pbtxt says, which versions there are, and how their files look."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from trivec_server.types import ModelSettings, VersionPolicy
 class ModelLook:
     """
     A model's directory at a glance. `config` is None where a configuration came with a load, or there is no file.
-    `versions` are those that `entry` has, by number.
+    `versions` are those that `entry` has, by number. `fault`: why none of them can be loaded, whatever it holds.
     """
 
     entry: ModelEntry
     config: FileMark | None
     versions: Mapping[int, VersionLook] = field(default_factory=dict)
+    fault: str = ""
 
     @property
     def signature(self) -> object:
@@ -55,7 +56,7 @@ class ModelLook:
     @property
     def has_manifests(self) -> bool:
         """Whether the versions are of a kind that has one."""
-        return self.entry.settings is not None and self.entry.settings.tensors is None
+        return self.entry.settings is not None and self.entry.settings.tensors is None and not self.fault
 
     def unfinished(self) -> dict[int, str]:
         """The versions that are not whole yet, with what is missing."""
@@ -79,23 +80,31 @@ class VersionContent:
     marks: Marks = field(compare=False)
 
 
-def look_at_model(path: Path, *, config_json: str | None = None) -> ModelLook:
+def look_at_model(
+    path: Path, find_fault: Callable[[ModelSettings], str], *, config_json: str | None = None
+) -> ModelLook:
     """
-    Looks at a model's directory. `config_json`: a configuration in place of config.pbtxt. Reads no file of a version
-    but its manifest.
+    Looks at a model's directory. Reads no file of a version but its manifest.
+
+    Args:
+        path: The directory.
+        find_fault: Says what else keeps a model with these settings from being loaded.
+        config_json: A configuration in place of config.pbtxt.
     """
     # Before the file is read: should it change meanwhile, the next look differs.
     config = None if config_json is not None else mark_file(path / CONFIG_NAME, CONFIG_NAME)
     entry = scan_model(path, config_json=config_json)
-    tensors = entry.settings is not None and entry.settings.tensors is not None
+    settings = entry.settings
+    fault = find_fault(settings) if settings is not None else ""
+    is_of_texts = settings is not None and settings.tensors is None and not fault
     versions = {
         version.number: look_at_version(
             version.path,
-            has_manifest=not tensors and (entry.settings is not None or (version.path / MANIFEST_NAME).exists()),
+            has_manifest=is_of_texts or (settings is None and (version.path / MANIFEST_NAME).exists()),
         )
         for version in entry.versions
     }
-    return ModelLook(entry=entry, config=config, versions=versions)
+    return ModelLook(entry=entry, config=config, versions=versions, fault=fault)
 
 
 def read_content(look: ModelLook, number: int, known: VersionContent | None) -> VersionContent:
@@ -105,6 +114,8 @@ def read_content(look: ModelLook, number: int, known: VersionContent | None) -> 
     Raises:
         LoadError: its manifest is wrong, a file cannot be read, or, while the manifest is the same, differs from it.
     """
+    if look.fault:
+        raise LoadError(look.fault)
     path, marks, _ = look.versions[number]
     # What only says which versions there are, or what the log was told, does not concern a version.
     settings = replace(look.settings, version_policy=VersionPolicy(), warnings=())

@@ -7,7 +7,7 @@ from pathlib import Path
 from trivec_server.errors import CommandError, ControlDisabled, LoadError, LoadFailed, ModelNotInRepository, Unavailable
 from trivec_server.repository.live_model import LiveModel, Source, Workshop
 from trivec_server.repository.load_override import LoadOverride, OverrideDirectory
-from trivec_server.repository.look import ModelLook, look_at_model
+from trivec_server.repository.look import ModelLook
 from trivec_server.repository.models import Models, tell_problems
 from trivec_server.repository.registry import UNLOADED
 from trivec_server.repository.roots import DUPLICATE, Roots
@@ -99,7 +99,7 @@ class Orders:
         if len(paths) > 1:
             model.refuse(DUPLICATE)
             raise _unreadable(model.name, DUPLICATE)
-        look = await self._workshop.run(look_at_model, paths[0], config_json=source.config_json)
+        look = await self._workshop.look(paths[0], config_json=source.config_json)
         tell_problems(look)
         if look.error is not None and not is_ordered:
             model.refuse(look.error)

@@ -8,7 +8,7 @@ from trivec_server.errors import CommandError, LoadFailed
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.repository.live_model import GONE, LiveModel, Source, Workshop
-from trivec_server.repository.look import ModelLook, look_at_model
+from trivec_server.repository.look import ModelLook
 from trivec_server.repository.models import Models, tell_problems
 from trivec_server.repository.roots import DUPLICATE, Roots
 from trivec_server.repository.watch import ChangeWatch
@@ -78,7 +78,7 @@ class Poller:
         """Looks at one model; gives the instant of the next look if that is not to be the next poll's."""
         async with model.turn:
             watch, now = self._watch(model.name), self._clock()
-            look = await self._workshop.run(look_at_model, paths[0]) if len(paths) == 1 else None
+            look = await self._workshop.look(paths[0]) if len(paths) == 1 else None
             watch.see(len(paths) if look is None else look.signature, self._clock())
             if look is not None and model.is_current(look):
                 model.confirm(look, patient=True)

@@ -9,7 +9,7 @@ from trivec_server.backends.interface import EngineFactory
 from trivec_server.backends.tensor_interface import TensorEngineFactory
 from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
-from trivec_server.repository.engines import ENGINES, TENSOR_ENGINES
+from trivec_server.repository.engines import AUTO, ENGINES, TENSOR_ENGINES
 from trivec_server.repository.loading import LoadedVersion, load_version
 from trivec_server.repository.tensor_loading import LoadedTensors, load_tensors
 from trivec_server.types import ModelSettings, ModelVersion
@@ -23,6 +23,12 @@ class Engines:
 
     of_texts: Mapping[str, EngineFactory] = field(default_factory=lambda: ENGINES)
     of_tensors: Mapping[str, TensorEngineFactory] = field(default_factory=lambda: TENSOR_ENGINES)
+
+    def fault(self, settings: ModelSettings) -> str:
+        """Why there is no engine for a model; "" if there is one."""
+        if settings.tensors is not None or settings.backend in (AUTO, *self.of_texts):
+            return ""
+        return f"backend `{settings.backend}` is not known; use one of: {', '.join(sorted((AUTO, *self.of_texts)))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
