@@ -23,6 +23,8 @@ from tests.triton.triton_server import ROOT, packages, serve_triton
 CLIENT = ROOT / ".venv-tritonclient" / "bin" / "python"
 ANSWERS = Path(__file__).parent / "answers" / "triton-2.51.jsonl"
 CALLS_TIMEOUT_S = 300
+LOADED = "nobatch"
+"""The model that a server in explicit mode loads by itself."""
 
 Group = Literal["serving", "explicit"]
 Record = dict[str, Any]
@@ -38,7 +40,7 @@ def triton(group: Group, folder: Path) -> Iterator[str]:
             yield server.target
     else:
         repository = write_repository(folder / "triton-explicit", "python", *MODELS, BROKEN, packages=packages())
-        with serve_triton(repository, control_mode="explicit") as server:
+        with serve_triton(repository, f"--load-model={LOADED}", control_mode="explicit") as server:
             yield server.target
 
 
@@ -50,7 +52,7 @@ def trivec(group: Group, folder: Path) -> Iterator[str]:
             yield server.target
     else:
         repository = write_repository(folder / "trivec-explicit", "onnxruntime", *MODELS, BROKEN)
-        with serve(repository, "--model-control-mode", "explicit") as server:
+        with serve(repository, "--model-control-mode", "explicit", "--load-model", LOADED) as server:
             yield server.target
 
 

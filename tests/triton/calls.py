@@ -17,7 +17,7 @@ GROUPS = {
     "serving": (calls_server.calls, calls_infer.calls, calls_refused.calls, calls_streams.calls, calls_refused.fatal),
     "explicit": (calls_repository.calls,),
 }
-"""`serving` wants all of MODELS loaded in mode none; `explicit` a server in mode explicit that has loaded nothing."""
+"""`serving` wants all of MODELS loaded in mode none; `explicit` a server in mode explicit that has loaded one."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Load, unload and reload on a server in explicit mode that has loaded nothing; statistics, which begin with a load."""
+"""Load, unload and reload on a server in explicit mode that has loaded one model; statistics from a load on."""
 
 import json
 from typing import Any
@@ -55,6 +55,7 @@ def _config(session: Session, **changes: Any) -> str:
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(session.client.get_model_config("simple").config)
     config.dynamic_batching.ClearField("preferred_batch_size")
+    config.ClearField("platform")
     for key, value in changes.items():
         setattr(config, key, value)
     written: str = json_format.MessageToJson(config, preserving_proto_field_name=True)
