@@ -66,6 +66,8 @@ def serve_triton(
         f"--model-control-mode={control_mode}",
         *("--allow-http=false", "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"),
         *("--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"),
+        # A failed load leaves something that Triton waits for in vain, by default for 30 s.
+        "--exit-timeout-secs=1",
         *flags,
     ]
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{libraries}"}
