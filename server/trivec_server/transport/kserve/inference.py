@@ -31,6 +31,7 @@ from trivec_server.transport.kserve.tensors import TensorInference
 STOPPING = "GRPC server is shutting down and has stopped accepting new requests."
 FINAL_RESPONSE = "triton_final_response"
 _RENDER_ON_THREAD_BYTES = 2 * 1024 * 1024
+_STREAM_WRAPPER_BYTES = 8
 
 
 class Answer(Protocol):
@@ -163,7 +164,7 @@ class InferenceRequest:
         outputs = hand_over(answer.outputs(), self._wanted)
         parameters = {**answer.parameters, FINAL_RESPONSE: True} if streamed else answer.parameters
         response = render_response(self._served.key, self._subject.request_id, parameters, outputs)
-        check_size(response, self._max_response_bytes)
+        check_size(response, self._max_response_bytes - (_STREAM_WRAPPER_BYTES if streamed else 0))
         return render_stream_response(response) if streamed else b"".join(response)
 
 
