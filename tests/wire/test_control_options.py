@@ -167,3 +167,14 @@ def test_a_command_that_writes_works_on_one_repository(tmp_path: Path, command: 
     assert done.code == 2
     assert "this command works on one repository, not on 2" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
+    variables = {
+        "TRIVEC_CACHE_REDIS_PASSWORD": "hush-1",
+        "TRIVEC_CACHE_CONFIG": "redis,password=hush-2",
+        "TRIVEC_MODEL_REPOSITORY": str(make_tensors(tmp_path, "a")),
+    }
+    done = trivec("doctor", "--grpc-port", "0", "--metrics-port", "0", environment=variables)
+    assert "TRIVEC_CACHE_REDIS_PASSWORD=..." in done.out
+    assert "hush" not in done.out + done.err

@@ -217,7 +217,7 @@ class Registry:
         for record in self.records(name):
             if record.served is None and record.key.version not in known:
                 del self._records[record.key]
-                self._metrics.model_forgotten(record.key)
+                self._starter.forget(record.key)
 
     def reloaded(self, name: str, *, succeeded: bool) -> None:
         """Counts a load of a model that was served already."""

@@ -34,6 +34,11 @@ class VersionStarter:
         """The counts of a version, from its first load on."""
         return self._statistics.setdefault(key, ModelStatistics())
 
+    def forget(self, key: ModelVersion) -> None:
+        """Drops all that was counted of a version that is gone."""
+        self._statistics.pop(key, None)
+        self._metrics.model_forgotten(key)
+
     def start(self, staged: StagedVersion, on_change: Callable[[EngineCounts], None]) -> ServedVersion:
         """Lets a version take requests. `on_change` hears of its engines' deaths and returns, on the event loop."""
         key, info = staged.key, staged.loaded.info
