@@ -1,6 +1,6 @@
 """
 KServe v2 of Trivec beside a real Triton and MLServer: texts of m3-mini with Triton's own clients, ready arrays from
-both, and ModelInfer beside Trivec's own Embed. Servers on all cores but the last, clients on the last; the servers are
+all, and ModelInfer beside Trivec's own Embed; about 20 minutes. Servers on all cores but the last, clients on the last; the servers are
 measured in turn, in several rounds of one run. The last lines are `name value`.
 
     python -m benchmarks.triton
@@ -166,7 +166,8 @@ def measure_texts(plan: Plan, loads: Loads) -> None:
         for number in range(plan.rounds):
             for work in ("mixed", "short"):
                 for client in CLIENTS:
-                    for concurrency in CONCURRENCIES:
+                    # One at a time is for the table alone: once is enough.
+                    for concurrency in CONCURRENCIES if number == 0 else CONCURRENCIES[1:]:
                         measurer.texts(in_turn(targets, number), work, client, concurrency)
             print(f"texts: round {number + 1} of {plan.rounds}", flush=True)
 
@@ -201,6 +202,22 @@ def in_turn(targets: Mapping[str, str], number: int) -> dict[str, str]:
     return {name: targets[name] for name in names[first:] + names[:first]}
 
 
+def write_results(plan: Plan, loads: Loads, path: Path = RESULTS) -> None:
+    """What was measured, where and with what."""
+    settings = {
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "outputs": plan.outputs,
+        "server_cores": len(plan.server_cores),
+        "triton_max_batch_size": servers.TRITON_BATCH_SIZE,
+        "trivec_max_batch_size": servers.MAX_BATCH_SIZE,
+    }
+    machine = describe_machine()
+    machine["versions"] |= servers.peer_versions()
+    written = {"machine": machine, "settings": settings, "figures": figures(loads), "loads": as_json(loads)}
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
@@ -226,14 +243,7 @@ def main() -> None:
         measure_ready(plan, loads)
     results = figures(loads)
     if not arguments.small:
-        settings = {
-            "rounds": plan.rounds,
-            "seconds": plan.seconds,
-            "outputs": plan.outputs,
-            "server_cores": len(plan.server_cores),
-        }
-        written = {"machine": describe_machine(), "settings": settings, "figures": results, "loads": as_json(loads)}
-        RESULTS.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_results(plan, loads)
     print("\n".join(table(loads)))
     for name, value in results.items():
         print(f"{name} {value:.3f}")

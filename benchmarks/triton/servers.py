@@ -63,6 +63,14 @@ def tokenizer_file() -> Path:
     return _MINI / "tokenizer.json"
 
 
+def peer_versions() -> dict[str, str]:
+    """The versions that are pinned of Triton, its client and MLServer."""
+    files = ("constraints-triton.txt", "constraints-tritonclient.txt", "benchmarks/requirements/mlserver.txt")
+    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    return {name: pins[name] for name in ("nvidia-pytriton", "tritonclient", "mlserver")}
+
+
 @contextmanager
 def on_cores(cores: Sequence[int]) -> Iterator[None]:
     """What is started inside the block runs on these cores alone."""

@@ -46,7 +46,7 @@ class ReadyEngine:
         pass
 
 
-def build_ready(_: TensorEngineRequest) -> TensorEngine:
+def build_ready(request: TensorEngineRequest) -> TensorEngine:
     return ReadyEngine()
 
 
