@@ -1,7 +1,7 @@
 """
 KServe v2 of Trivec beside a real Triton and MLServer: texts of m3-mini with Triton's own clients, ready arrays from
-all, and ModelInfer beside Trivec's own Embed; about 20 minutes. Servers on all cores but the last, clients on the last; the servers are
-measured in turn, in several rounds of one run. The last lines are `name value`.
+all, and ModelInfer beside Trivec's own Embed; about 20 minutes. Servers on all cores but the last, clients on the last;
+the servers are measured in turn, in several rounds of one run. The last lines are `name value`.
 
     python -m benchmarks.triton
 """
