@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from inference import grpc_service_pb2 as pb
-from trivec_server.settings import ServeSettings
+from trivec_server.settings import Limits, ServeSettings
 
 from tests.rpc.inference_server import (
     InferenceServer,
@@ -24,7 +24,7 @@ from tests.rpc.inference_server import (
     wanted,
 )
 from tests.scripted_engine import expected_dense
-from tests.scripted_tensors import TensorScript, identity
+from tests.scripted_tensors import TensorScript, identity, sum_and_difference
 from tests.small_repository import ids_of, make_repository
 
 SIZE = 4096
@@ -251,6 +251,39 @@ async def test_a_place_outside_its_region_is_refused(
     assert (refusal.code, refusal.message) == (code, message)
     asked = request("floats", given("x", "FP32", (1, 2)), raw=[bytes(8)], outputs=[wanted("x", **about)])
     assert (await refusal_of(server.infer(asked))).code is code
+
+
+@pytest.mark.parametrize(("datatype", "model"), [("FP32", "floats"), ("BYTES", "texts"), ("BYTES", "small")])
+async def test_shared_memory_counts_as_a_part_of_its_request(
+    server: InferenceServer, shared: SharedObject, datatype: str, model: str
+) -> None:
+    os.truncate(shared.path, 2**39)
+    await register(server, shared.key, size=2**39)
+    name = "text" if model == "small" else "x"
+    refusal = await refusal_of(server.infer(request(model, given(name, datatype, (1, 1), **place(2**39)))))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{2**39} of them in shared memory; the limit is {16 * 1024 * 1024}" in refusal.message
+    assert "--max-request-bytes" in refusal.message
+
+
+async def test_the_inputs_of_one_request_share_its_limit(tmp_path: Path, shared: SharedObject) -> None:
+    pair = [given(f"INPUT{number}", "INT32", (1, 16), **place(64, 64 * number)) for number in range(2)]
+    whole = request("simple", *pair)
+    half = request("simple", pair[0], given("INPUT1", "INT32", (1, 16)), raw=[bytes(64)])
+    tensors = {"simple": TensorScript(model=sum_and_difference())}
+    settings = ServeSettings(allow_client_shm=True)
+    limits = Limits(max_request_bytes=len(whole.SerializeToString()) + 127)
+    async with inference_server(make_repository(tmp_path), tensors=tensors, limits=limits, settings=settings) as server:
+        await register(server, shared.key)
+        assert (await server.infer(half)).model_name == "simple"
+        assert "128 of them in shared memory" in (await refusal_of(server.infer(whole))).message
+
+
+async def test_shared_memory_of_a_wrong_size_is_not_read(server: InferenceServer, shared: SharedObject) -> None:
+    await register(server, shared.key)
+    os.truncate(shared.path, 4)
+    refusal = await refusal_of(server.infer(request("floats", given("x", "FP32", (1, 1), **place(1000)))))
+    assert refusal.message.endswith("input byte size mismatch for input 'x' for model 'floats'. Expected 4, got 1000")
 
 
 async def test_contents_beside_shared_memory_are_refused(server: InferenceServer, shared: SharedObject) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from trivec_server.errors import InvalidTensor
-from trivec_server.transport.kserve.contents import InputTensor, datatype_shown
+from trivec_server.transport.kserve.contents import Data, InputTensor, datatype_shown
 from trivec_server.transport.kserve.datatypes import BYTES, DTYPES, check_element_count, split_elements
+from trivec_server.transport.kserve.shared_memory import SharedData
 from trivec_server.transport.kserve.subject import Subject, shown_shape
 from trivec_server.types import TensorSpec
 
@@ -29,10 +30,19 @@ class Signature(NamedTuple):
     max_rows: int
 
 
-class CheckedInputs(NamedTuple):
-    """Inputs that the model takes; BYTES are lists. `rows` is 1 for a model without a batch dimension."""
+class CheckedTensor(NamedTuple):
+    """An input that the model takes, with data of the size that its shape asks for; BYTES are a list."""
 
-    tensors: Sequence[InputTensor]
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Data
+
+
+class CheckedInputs(NamedTuple):
+    """Inputs that the model takes. `rows` is 1 for a model without a batch dimension."""
+
+    tensors: Sequence[CheckedTensor]
     rows: int
 
 
@@ -44,6 +54,7 @@ def check_request(
 
     Raises:
         InvalidTensor: the first fault found, in Triton's order.
+        SharedMemoryUnusable: an input's shared memory has been shortened.
     """
     for name in outputs:
         if name not in signature.outputs:
@@ -52,7 +63,7 @@ def check_request(
     # Triton keeps inputs in a table that gives the last one first.
     backwards = list(inputs.values())[::-1]
     rows = _check_rows(signature, backwards, subject) if signature.max_rows else 1
-    checked: list[InputTensor] = []
+    checked: list[CheckedTensor] = []
     for tensor in backwards:
         spec = signature.inputs.get(tensor.name)
         if spec is None:
@@ -121,29 +132,33 @@ def _check_shape(signature: Signature, spec: TensorSpec, tensor: InputTensor, su
         )
 
 
-def _measured(tensor: InputTensor, subject: Subject, *, has_rows: bool) -> InputTensor:
-    """The tensor if its data is what its shape asks for, raw BYTES as a list. Nothing is made of the shape's size."""
-    shape, data = tensor.shape, tensor.data
+def _measured(tensor: InputTensor, subject: Subject, *, has_rows: bool) -> CheckedTensor:
+    """
+    The tensor if its data is what its shape asks for. Nothing is made of the shape's size, and shared memory is read
+    only if it is of the right one.
+    """
+    name, datatype, shape, data = tensor
     # As in Triton, a batch of no rows is measured as one row, which its data never is.
     count = math.prod(shape[1:]) if has_rows and not shape[0] else math.prod(shape)
     is_negative = any(size < 0 for size in shape)
-    if tensor.datatype == BYTES:
+    if datatype == BYTES:
         if is_negative:
             raise _unspecified(tensor, subject)
+        if isinstance(data, SharedData):
+            data = data.read()
         if isinstance(data, bytes):
-            return tensor._replace(data=split_elements(data, count, tensor.name, subject))
-        check_element_count(len(data), count, tensor.name, subject)
-        return tensor
-    given = len(data) if isinstance(data, bytes | list) else data.nbytes
-    expected = count * DTYPES[tensor.datatype].itemsize
+            return CheckedTensor(name, datatype, shape, split_elements(data, count, name, subject))
+        check_element_count(len(data), count, name, subject)
+        return CheckedTensor(name, datatype, shape, data)
+    given = tensor.size_bytes
+    expected = count * DTYPES[datatype].itemsize
     if given != expected:
         raise subject.refuse(
-            f"input byte size mismatch for input '{tensor.name}' for model '{subject.model}'. Expected {expected}, got "
-            f"{given}"
+            f"input byte size mismatch for input '{name}' for model '{subject.model}'. Expected {expected}, got {given}"
         )
     if is_negative:
         raise _unspecified(tensor, subject)
-    return tensor
+    return CheckedTensor(name, datatype, shape, data.read() if isinstance(data, SharedData) else data)
 
 
 def _unexpected(tensor: InputTensor, subject: Subject) -> InvalidTensor:

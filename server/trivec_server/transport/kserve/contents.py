@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trivec_server.errors import InvalidTensor
 from trivec_server.transport.kserve.datatypes import BYTES, DTYPES
-from trivec_server.transport.kserve.shared_memory import Regions, parse_placement
+from trivec_server.transport.kserve.shared_memory import Regions, SharedData, parse_placement
 from trivec_server.transport.kserve.subject import Subject
 
 Data: TypeAlias = bytes | NDArray[Any] | list[bytes]
@@ -35,7 +35,17 @@ class InputTensor(NamedTuple):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: Data
+    data: Data | SharedData
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes its data takes."""
+        data = self.data
+        if isinstance(data, bytes):
+            return len(data)
+        if isinstance(data, list):
+            return sum(map(len, data))
+        return data.size if isinstance(data, SharedData) else data.nbytes
 
 
 def datatype_shown(datatype: str) -> str:
@@ -59,14 +69,14 @@ def read_inputs(message: pb.ModelInferRequest, subject: Subject, regions: Region
     for tensor in message.inputs:
         name = tensor.name
         placement = parse_placement(tensor.parameters, name) if len(tensor.parameters) else None
-        data: Data
+        data: Data | SharedData
         if placement is not None:
             if tensor.HasField("contents"):
                 raise InvalidTensor(
                     f"unexpected 'content' provided when using shared memory for input tensor '{name}' for model "
                     f"'{subject.model}'"
                 )
-            data = regions.read(placement)
+            data = SharedData(regions.find(placement), placement)
         elif tensor.HasField("contents"):
             if len(raw):
                 raise InvalidTensor(

@@ -8,7 +8,7 @@ import numpy as np
 from inference import grpc_service_pb2 as pb
 
 from trivec_server.errors import InvalidTensor
-from trivec_server.transport.kserve.checks import Signature, check_request
+from trivec_server.transport.kserve.checks import CheckedTensor, Signature, check_request
 from trivec_server.transport.kserve.contents import InputTensor
 from trivec_server.transport.kserve.datatypes import BYTES, DTYPES, LENGTH
 from trivec_server.transport.kserve.outputs import WantedOutput
@@ -93,7 +93,7 @@ def _specs(inputs: Mapping[str, InputTensor]) -> Mapping[str, TensorSpec]:
     return {TOKEN_IDS: _TOKEN_ID_SPECS.get(ids.datatype, _TOKEN_ID_SPECS["INT64"])}
 
 
-def _decoded(tensor: InputTensor, subject: Subject) -> list[str]:
+def _decoded(tensor: CheckedTensor, subject: Subject) -> list[str]:
     texts: list[str] = []
     try:
         for element in cast("list[bytes]", tensor.data):
@@ -106,7 +106,7 @@ def _decoded(tensor: InputTensor, subject: Subject) -> list[str]:
     return texts
 
 
-def _unpadded(tensor: InputTensor, subject: Subject) -> list[list[int]]:
+def _unpadded(tensor: CheckedTensor, subject: Subject) -> list[list[int]]:
     """The rows [R, L] as lists of ids, without the <pad> behind them."""
     data = np.frombuffer(tensor.data, DTYPES[tensor.datatype]) if isinstance(tensor.data, bytes) else tensor.data
     ids = np.asarray(data).reshape(tensor.shape)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from inference import grpc_service_pb2 as pb
 
-from trivec_server.errors import Overloaded, QueueTimeout, ResponseTooLarge, ShuttingDown
+from trivec_server.errors import InvalidTensor, Overloaded, QueueTimeout, ResponseTooLarge, ShuttingDown
 from trivec_server.repository.registry import EmbeddingVersion, ServedVersion
 from trivec_server.settings import Limits
 from trivec_server.transport.calls import Call
@@ -24,7 +24,7 @@ from trivec_server.transport.kserve.response import (
     render_response,
     render_stream_response,
 )
-from trivec_server.transport.kserve.shared_memory import Regions
+from trivec_server.transport.kserve.shared_memory import Regions, SharedData
 from trivec_server.transport.kserve.subject import Subject
 from trivec_server.transport.kserve.tensors import TensorInference
 
@@ -101,7 +101,8 @@ class InferenceRequests:
                 return InferenceRequest(served, embed, {}, subject, limits.max_response_bytes)
         inputs = read_inputs(message, subject, self._regions)
         wanted = read_outputs(message, self._regions)
-        size_bytes = max(size_bytes, sum(map(_data_bytes, inputs.values())))
+        _check_shared_bytes(inputs, size_bytes, limits)
+        size_bytes = max(size_bytes, sum(tensor.size_bytes for tensor in inputs.values()))
         inference: Inference[Any]
         if isinstance(served, EmbeddingVersion):
             given = check_inputs(inputs, wanted, available, limits.max_texts_per_request, subject)
@@ -168,6 +169,11 @@ class InferenceRequest:
         return render_stream_response(response) if streamed else b"".join(response)
 
 
-def _data_bytes(tensor: InputTensor) -> int:
-    data = tensor.data
-    return sum(map(len, data)) if isinstance(data, list) else len(data) if isinstance(data, bytes) else data.nbytes
+def _check_shared_bytes(inputs: Mapping[str, InputTensor], size_bytes: int, limits: Limits) -> None:
+    """What lies in shared memory is held as a message is, and counts as a part of it."""
+    shared = sum(tensor.size_bytes for tensor in inputs.values() if isinstance(tensor.data, SharedData))
+    if shared and size_bytes + shared > limits.max_request_bytes:
+        raise InvalidTensor(
+            f"the request has {size_bytes + shared} bytes, {shared} of them in shared memory; the limit is "
+            f"{limits.max_request_bytes}: send fewer rows, or start the server with a larger --max-request-bytes"
+        )

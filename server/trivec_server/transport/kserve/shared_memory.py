@@ -56,10 +56,17 @@ class Region:
         Raises:
             SharedMemoryUnusable: the client has shortened the object.
         """
-        data = os.pread(self._descriptor, placement.size, self.offset + placement.offset)
-        if len(data) < placement.size:
-            raise SharedMemoryUnusable(f"Invalid shared memory region: '{self.key}'")
-        return data
+        pieces: list[bytes] = []
+        at, left = self.offset + placement.offset, placement.size
+        # One call gives at most 2 GiB.
+        while left:
+            piece = os.pread(self._descriptor, left, at)
+            if not piece:
+                raise SharedMemoryUnusable(f"Invalid shared memory region: '{self.key}'")
+            pieces.append(piece)
+            at += len(piece)
+            left -= len(piece)
+        return b"".join(pieces)
 
     def write(self, placement: Placement, buffers: Sequence[Buffer]) -> None:
         """
@@ -77,6 +84,22 @@ class Region:
                 written = os.pwrite(self._descriptor, rest, at)
                 at += written
                 rest = rest[written:]
+
+
+class SharedData(NamedTuple):
+    """A tensor's bytes that lie in a region and have not been read."""
+
+    region: Region
+    placement: Placement
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self.placement.size
+
+    def read(self) -> bytes:
+        """A copy; raises as `Region.read` does."""
+        return self.region.read(self.placement)
 
 
 class Regions:
@@ -157,15 +180,6 @@ class Regions:
         if not 0 <= placement.size <= region.size - placement.offset:
             raise InvalidTensor(f"Invalid offset + byte size for shared memory region: '{placement.region}'")
         return region
-
-    def read(self, placement: Placement) -> bytes:
-        """
-        A copy of an input's bytes.
-
-        Raises:
-            As `find` and `Region.read`.
-        """
-        return self.find(placement).read(placement)
 
     def _check_allowed(self) -> None:
         if not self._allowed:

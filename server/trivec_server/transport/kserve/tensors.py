@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trivec_server.repository.registry import TensorVersion
 from trivec_server.serving.tensors.request import TensorResult, TensorTask
 from trivec_server.transport.calls import Call
-from trivec_server.transport.kserve.checks import Signature, check_request
+from trivec_server.transport.kserve.checks import CheckedTensor, Signature, check_request
 from trivec_server.transport.kserve.contents import InputTensor
 from trivec_server.transport.kserve.datatypes import BYTES, DTYPES
 from trivec_server.transport.kserve.outputs import WantedOutput, render_array
@@ -116,7 +116,7 @@ class TensorAnswer:
         ]
 
 
-def _array(tensor: InputTensor) -> NDArray[Any]:
+def _array(tensor: CheckedTensor) -> NDArray[Any]:
     """The tensor as an array of its shape; its data has been checked to be of that size."""
     shape, data = tensor.shape, tensor.data
     if isinstance(data, list):
