@@ -166,6 +166,18 @@ def test_the_short_way_and_the_long_way_agree(made: pb.ModelInferRequest) -> Non
     assert (list(short.texts), set(short.outputs)) == (list(long.texts), set(long.outputs))
 
 
+def test_an_output_named_often_is_kept_once() -> None:
+    available = output_names(Mode.HYBRID)
+    made = pb.ModelInferRequest(
+        inputs=[pb.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=(1, 1))],
+        outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="dense")] * 1000,
+        raw_input_contents=[join_elements([b"a"])],
+    )
+    short = read_plain(made, available, 3)
+    long = check_inputs(read_inputs(made, SUBJECT, REGIONS), read_outputs(made, REGIONS), available, 3, SUBJECT)
+    assert [read.outputs for read in (short, long) if read is not None] == [("dense",), ("dense",)]
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_response_put_together_by_hand_is_one_of_the_generated_classes(streamed: bool) -> None:
     numbers = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -22,7 +22,7 @@ _TOKEN_ID_SPECS = {name: TensorSpec(name=TOKEN_IDS, datatype=name, shape=(-1,)) 
 
 
 class EmbedInputs(NamedTuple):
-    """One of texts and token ids, and the names of the outputs asked for; none: all."""
+    """One of texts and token ids, and the names of the outputs asked for, each once; none: all."""
 
     texts: Sequence[str]
     token_ids: Sequence[Sequence[int]]
@@ -42,12 +42,12 @@ def read_plain(message: pb.ModelInferRequest, available: Sequence[str], max_rows
     is_plain = tensor.name == TEXT and tensor.datatype == BYTES and len(shape) == 2 and shape[1] == 1
     if not is_plain or len(tensor.parameters) or tensor.HasField("contents"):
         return None
-    outputs = []
+    outputs: dict[str, None] = {}
     for output in message.outputs:
         name = output.name
         if name not in available or len(output.parameters):
             return None
-        outputs.append(name)
+        outputs[name] = None
     rows, data = shape[0], raw[0]
     if not 0 < rows <= max_rows:
         return None

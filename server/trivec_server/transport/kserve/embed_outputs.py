@@ -56,7 +56,8 @@ def choose_outputs(
     available: tuple[str, ...], wanted: tuple[str, ...], modes: Mode | None
 ) -> tuple[tuple[str, ...], Mode]:
     """
-    The outputs to give, and what has to be computed for them. `wanted` are some of those available; empty: all.
+    The outputs to give, and what has to be computed for them. `wanted` are some of those available, each once, so that
+    what is cached stays small; empty: all.
 
     Raises:
         InvalidTensor: an output is of a mode that `modes` leaves out.
