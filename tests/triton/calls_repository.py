@@ -183,7 +183,7 @@ def _escape(name: str, path: str) -> None:
 
 _escape("upwards", "file:../escaped.txt")
 _escape("upwards from inside", "file:1/../../escaped.txt")
-_escape("from the root", "file:/tmp/escaped.txt")
+_escape("from the root", "file:/none/escaped.txt")
 _escape("of nothing", "file:")
 _escape("of no version", "file:model.py")
 
