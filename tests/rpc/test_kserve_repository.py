@@ -126,6 +126,27 @@ async def test_a_load_that_cannot_be_is_refused_in_tritons_words(
     assert refusal.message.startswith(message)
 
 
+NO_NAMES = ["../outside/model", "/outside", "..", ".", "", ".hidden", "a/b", "a\0b", "a\nb", "x" * 256]
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, "absolute"], ids=ascii)
+async def test_files_of_a_load_are_written_nowhere_under_what_is_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    temporary = tmp_path / "temporary"
+    (temporary / "outside").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    name = str(tmp_path / "absolute") if name == "absolute" else name
+    files = {"config": text("{}"), "file:1/model.onnx": pb.ModelRepositoryParameter(bytes_param=b"x")}
+    async with inference_server(make_repository(tmp_path / "repository"), Script(), settings=EXPLICIT) as server:
+        refusal = await refusal_of(load(server, name, files))
+        assert refusal.code is INVALID
+        assert "needs a name of printable text without `/`, and no dot at its start" in refusal.message
+        assert await index(server) == [("small", "", "")]
+    assert [path.name for path in temporary.rglob("*")] == ["outside"]
+    assert not (tmp_path / "absolute").exists()
+
+
 async def test_unload_dependents_is_a_flag_and_nothing_else_matters(tmp_path: Path) -> None:
     async with inference_server(make_repository(tmp_path), Script(), settings=EXPLICIT) as server:
         refusal = await refusal_of(unload(server, "small", {"unload_dependents": text("yes")}))

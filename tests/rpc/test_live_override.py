@@ -1,10 +1,12 @@
 """Loads that bring a configuration or files along."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from trivec_server.errors import InvalidTensor, LoadFailed, ModelNotInRepository
-from trivec_server.repository.load_override import LoadOverride
+from trivec_server.errors import InvalidTensor, LoadError, LoadFailed, ModelNotInRepository
+from trivec_server.repository.load_override import LoadOverride, OverrideDirectory, remove_leftovers
 
 from tests.rpc.live_repository import (
     config_json,
@@ -124,3 +126,45 @@ async def test_a_load_of_files_without_a_version_says_so(tmp_path: Path) -> None
         with pytest.raises(LoadFailed, match="at least one version must be available under the version policy of mode"):
             await server.control.load_model("small", override)
         assert await serves(server) == 1
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a\0b"], ids=ascii)
+def test_a_directory_for_files_is_made_under_its_own_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(LoadError, match="is not a model name"):
+        OverrideDirectory(name, {"1/x": b"x"})
+    assert list(tmp_path.iterdir()) == []
+
+
+_KILLED_SERVER = """
+import os, sys, tempfile
+from trivec_server.repository.load_override import OverrideDirectory
+tempfile.tempdir = sys.argv[1]
+OverrideDirectory("small", {"1/x": b"x"})
+os.kill(os.getpid(), 9)
+"""
+
+
+def left_by_a_killed_server(temporary: Path) -> Path:
+    subprocess.run([sys.executable, "-c", _KILLED_SERVER, str(temporary)], check=False)
+    (left,) = temporary.iterdir()
+    return left
+
+
+async def test_files_that_a_killed_server_has_left_are_removed_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    left = left_by_a_killed_server(temporary)
+    in_use = OverrideDirectory("small", {"1/x": b"x"})
+    (temporary / "trivec-load-link").symlink_to(tmp_path)
+    async with explicit(make_repository(tmp_path / "repository"), Script()):
+        assert not left.exists()
+        assert (in_use.path / "1" / "x").exists()
+    in_use.remove()
+    remove_leftovers()
+    assert [path.name for path in temporary.iterdir()] == ["trivec-load-link"]

@@ -12,7 +12,7 @@ from trivec_server.metrics import Metrics
 from trivec_server.repository.default_model import default_of_entries
 from trivec_server.repository.index import IndexEntry, list_index
 from trivec_server.repository.live_model import Source, Workshop
-from trivec_server.repository.load_override import LoadOverride
+from trivec_server.repository.load_override import LoadOverride, remove_leftovers
 from trivec_server.repository.look import ModelLook, look_at_model
 from trivec_server.repository.models import Models, tell_problems
 from trivec_server.repository.orders import Orders
@@ -87,6 +87,8 @@ class ModelControl:
         Raises:
             CommandError: a repository cannot be read, is empty, or lacks a model asked for.
         """
+        if self.mode is ControlMode.EXPLICIT:
+            remove_leftovers()
         found = self._roots.models()
         names = self._names_of_start(found)
         for name in names:

@@ -38,6 +38,6 @@ class Roots:
         Raises:
             CommandError: a repository is missing or cannot be read.
         """
-        if not is_model_name(name) or "/" in name or name.startswith("."):
+        if not is_model_name(name):
             return []
         return self.models().get(name, [])

@@ -84,8 +84,10 @@ def list_models(root: Path) -> tuple[Path, ...]:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a directory of this name is a model's."""
-    return 0 < len(name.encode(errors="surrogateescape")) <= _MAX_NAME_BYTES and name.isprintable()
+    """Whether a directory of this name is a model's: nothing else that is put after a path, such as `..` or `a/b`."""
+    if "/" in name or name.startswith(".") or not name.isprintable():
+        return False
+    return 0 < len(name.encode()) <= _MAX_NAME_BYTES
 
 
 def select_versions(policy: VersionPolicy, available: Iterable[int]) -> VersionSelection:
