@@ -11,11 +11,12 @@ from inference import grpc_service_pb2 as pb
 from trivec.v1 import embedding_pb2
 from trivec_server.repository.registry import State
 from trivec_server.settings import Limits
-from trivec_server.types import ModelVersion
+from trivec_server.types import BatchingSettings, ModelVersion
 
 from tests.raw_messages import field_bytes
 from tests.rpc.inference_server import (
     InferenceServer,
+    TensorModel,
     elements,
     embed,
     floats,
@@ -26,7 +27,7 @@ from tests.rpc.inference_server import (
     request,
     wanted,
 )
-from tests.scripted_tensors import TensorScript, identity, sum_and_difference
+from tests.scripted_tensors import TensorScript, identity, sum_and_difference, without_batch_dimension
 from tests.small_repository import make_repository
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -528,3 +529,28 @@ async def test_tensors_are_not_for_embed_and_models_of_tensors_say_so(tmp_path: 
             await server.embedding_stub.Embed(embedding_pb2.EmbedRequest(model="floats", texts=["a"]))
     assert caught.value.code() is INVALID
     assert "takes tensors, not texts: call ModelInfer" in str(caught.value.details())
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
+@pytest.mark.parametrize("form", ["raw", "contents"])
+async def test_an_empty_tensor_beyond_what_an_array_may_be_is_refused(datatype: str, form: str) -> None:
+    whole = TensorModel(
+        TensorScript(model=without_batch_dimension(identity(datatype))), BatchingSettings(max_batch_size=0)
+    )
+    batched = TensorModel(TensorScript(model=identity(datatype, (-1, -1))))
+    filled = {"raw": [b""]} if form == "raw" else {}
+    typed = None if form == "raw" else contents()
+    async with inference_server(tensors={"whole": whole, "batched": batched}) as server:
+        for model, shape in (
+            ("whole", (2**62, 0)),
+            ("whole", (0, 2**63 - 1)),
+            ("batched", (1, 2**62, 0)),
+            ("batched", (8, 0, 2**60)),
+        ):
+            refusal = await refusal_of(
+                server.infer(request(model, given("x", datatype, shape, typed), raw=filled.get("raw", [])))
+            )
+            assert refusal.code is INVALID
+            assert f"input 'x' for model '{model}' is too large: {list(shape)}".replace(", ", ",") in refusal.message
+        response = await server.infer(request("whole", given("x", datatype, (3, 0), typed), raw=filled.get("raw", [])))
+        assert list(response.outputs[0].shape) == [3, 0]

@@ -12,6 +12,7 @@ from trivec_server.transport.kserve.subject import Subject, shown_shape
 from trivec_server.types import TensorSpec
 
 _MAX_SHOWN_NAMES = 16
+_MAX_ELEMENTS = (2**63 - 1) // 8
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
@@ -141,6 +142,8 @@ def _measured(tensor: InputTensor, subject: Subject, *, has_rows: bool) -> Check
     # As in Triton, a batch of no rows is measured as one row, which its data never is.
     count = math.prod(shape[1:]) if has_rows and not shape[0] else math.prod(shape)
     is_negative = any(size < 0 for size in shape)
+    if not count and not is_negative:
+        _check_empty(tensor, subject)
     if datatype == BYTES:
         if is_negative:
             raise _unspecified(tensor, subject)
@@ -159,6 +162,15 @@ def _measured(tensor: InputTensor, subject: Subject, *, has_rows: bool) -> Check
     if is_negative:
         raise _unspecified(tensor, subject)
     return CheckedTensor(name, datatype, shape, data.read() if isinstance(data, SharedData) else data)
+
+
+def _check_empty(tensor: InputTensor, subject: Subject) -> None:
+    """An array without elements may not have any dimensions either: NumPy counts the bytes of those that are not 0."""
+    if math.prod(size for size in tensor.shape if size) > _MAX_ELEMENTS:
+        raise subject.refuse(
+            f"the shape of input '{tensor.name}' for model '{subject.model}' is too large: "
+            f"{shown_shape(tensor.shape)}; the dimensions that are not 0 may make at most {_MAX_ELEMENTS} elements"
+        )
 
 
 def _unexpected(tensor: InputTensor, subject: Subject) -> InvalidTensor:
