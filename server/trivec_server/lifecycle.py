@@ -149,7 +149,9 @@ class _Server:
         health = Health(readiness=self._readiness, call_soon=loop.call_soon_threadsafe)
         self._metrics.watch_gpus(nvidia_gpu_uuids, _log.warning)
         try:
-            endpoint = MetricsEndpoint(self._metrics, self._settings.metrics_host, port, health=health)
+            endpoint = MetricsEndpoint(
+                self._metrics, self._settings.metrics_host, port, log_failure=_log.exception, health=health
+            )
         except OSError as error:
             raise CommandError(
                 f"cannot serve metrics on {self._settings.metrics_host}:{port}: {error.strerror}; choose another "

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.client
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -29,8 +30,12 @@ def state() -> State:
 @pytest.fixture
 def endpoint(state: State) -> Iterator[MetricsEndpoint]:
     health = Health(readiness=lambda: state.readiness, call_soon=lambda call: call())
-    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, health=health)) as endpoint:
+    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, log_failure=no_failure, health=health)) as endpoint:
         yield endpoint
+
+
+def no_failure(text: str) -> None:
+    pytest.fail(text)
 
 
 def ask(
@@ -95,8 +100,39 @@ def test_another_method_is_refused_in_one_line(endpoint: MetricsEndpoint) -> Non
     assert len(body.decode().splitlines()) == 1
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_answer_that_cannot_be_made_is_status_500_and_a_line_in_the_log(
+    method: str,
+) -> None:
+    def fail() -> Readiness:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    health = Health(readiness=fail, call_soon=lambda call: call())
+    told: list[tuple[str, str]] = []
+
+    def log(text: str) -> None:
+        told.append((text, str(sys.exception())))
+
+    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, log_failure=log, health=health)) as endpoint:
+        response, body = ask(endpoint, "/v2/health/ready", method)
+        assert response.status == 500
+        assert body == (b"" if method == "HEAD" else b"the server failed to answer; its log says why\n")
+        assert ask(endpoint, "/metrics")[0].status == 200
+    assert told == [("could not answer /v2/health/ready over HTTP", "dictionary changed size during iteration")]
+
+
+def test_a_loop_that_has_ended_is_not_live() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    health = Health(readiness=lambda: Readiness.STOPPING, call_soon=loop.call_soon_threadsafe)
+    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, log_failure=no_failure, health=health)) as endpoint:
+        for _ in range(2):
+            response, body = ask(endpoint, "/v2/health/live")
+            assert (response.status, body) == (503, b"the event loop has ended\n")
+
+
 def test_without_health_there_are_no_probes() -> None:
-    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0)) as endpoint:
+    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, log_failure=no_failure)) as endpoint:
         assert ask(endpoint, "/v2/health/live")[0].status == 404
         assert ask(endpoint, "/metrics")[0].status == 200
 
@@ -117,7 +153,7 @@ def test_a_client_that_says_nothing_holds_up_no_other(endpoint: MetricsEndpoint)
 
 def test_an_address_in_use_is_an_os_error(endpoint: MetricsEndpoint) -> None:
     with pytest.raises(OSError, match="in use"):
-        MetricsEndpoint(Metrics(), "127.0.0.1", endpoint.port)
+        MetricsEndpoint(Metrics(), "127.0.0.1", endpoint.port, log_failure=no_failure)
 
 
 class Loop:
@@ -178,7 +214,7 @@ def test_a_hanging_loop_is_sent_one_beat_whoever_asks(heartbeat: Heartbeat, loop
 async def test_a_real_loop_answers_its_beats() -> None:
     running = asyncio.get_running_loop()
     health = Health(readiness=lambda: Readiness.READY, call_soon=running.call_soon_threadsafe)
-    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, health=health)) as endpoint:
+    with closing(MetricsEndpoint(Metrics(), "127.0.0.1", 0, log_failure=no_failure, health=health)) as endpoint:
         for _ in range(3):
             response, _ = await asyncio.to_thread(ask, endpoint, "/v2/health/live")
             assert response.status == 200

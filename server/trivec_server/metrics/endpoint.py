@@ -74,12 +74,21 @@ class Heartbeat:
         self._sent_at: float | None = None
 
     def is_beating(self) -> bool:
-        """For any thread; sends a beat unless one is under way."""
+        """
+        For any thread; sends a beat unless one is under way.
+
+        Raises:
+            RuntimeError: the event loop is closed.
+        """
         sent_at = self._sent_at
         if sent_at is not None:
             return self._clock() - sent_at < self._patience_s
         self._sent_at = self._clock()
-        self._call_soon(self._answer)
+        try:
+            self._call_soon(self._answer)
+        except RuntimeError:
+            self._sent_at = None
+            raise
         return True
 
     def _answer(self) -> None:
@@ -89,8 +98,24 @@ class Heartbeat:
 class MetricsEndpoint:
     """`/metrics` and, if `health` is given, `/v2/health/live` and `/v2/health/ready`; GET and HEAD."""
 
-    def __init__(self, metrics: Metrics, host: str, port: int, *, health: Health | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        host: str,
+        port: int,
+        *,
+        log_failure: Callable[[str], object],
+        health: Health | None = None,
+    ) -> None:
         """
+        Args:
+            metrics: What `/metrics` shows.
+            host: The address to bind; empty: all.
+            port: 0: any.
+            log_failure: Is told, on any thread and while the exception is handled, that a request was answered with
+                status 500.
+            health: Where the probes' answers come from.
+
         Raises:
             OSError: the address cannot be bound.
         """
@@ -99,7 +124,7 @@ class MetricsEndpoint:
         }
         if health is not None:
             routes |= health_routes(health)
-        self._server = _Server(host, port, routes)
+        self._server = _Server(host, port, routes, log_failure)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_STOP_POLL_S,), name="metrics", daemon=True
         )
@@ -122,7 +147,11 @@ def health_routes(health: Health) -> Routes:
     heartbeat = Heartbeat(health.call_soon)
 
     def live() -> Answer:
-        if heartbeat.is_beating():
+        try:
+            is_beating = heartbeat.is_beating()
+        except RuntimeError:
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"the event loop has ended\n")
+        if is_beating:
             return Answer(HTTPStatus.OK)
         reason = f"the event loop has hung for more than {LOOP_PATIENCE_S:.0f} s\n"
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, reason.encode())
@@ -141,8 +170,9 @@ def health_routes(health: Health) -> Routes:
 class _Server(ThreadingHTTPServer):
     """Accepts connections, each of them answered once on a thread of its own."""
 
-    def __init__(self, host: str, port: int, routes: Routes) -> None:
+    def __init__(self, host: str, port: int, routes: Routes, log_failure: Callable[[str], object]) -> None:
         self.routes = routes
+        self.log_failure = log_failure
         (self.address_family, _, _, _, address), *_ = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -178,9 +208,16 @@ class _Exchange(BaseHTTPRequestHandler):
             known = ", ".join(self.server.routes)
             self._send(Answer(HTTPStatus.NOT_FOUND, f"nothing is here; there are {known}\n".encode()))
         else:
-            self._send(route())
+            self._send(self._answer(route, path))
 
     do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    def _answer(self, route: Callable[[], Answer], path: str) -> Answer:
+        try:
+            return route()
+        except Exception:  # noqa: BLE001 - a probe or scrape is answered, whatever happens
+            self.server.log_failure(f"could not answer {path} over HTTP")
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"the server failed to answer; its log says why\n")
 
     def _send(self, answer: Answer) -> None:
         body = answer.body
