@@ -56,16 +56,18 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for every field of Limits, with its name and default."""
     texts = {
         "max_texts_per_request": "Texts in one request.",
-        "max_request_bytes": "Bytes of one request message.",
+        "max_request_bytes": (
+            "Bytes of one request: its message, with the files of a load, and its tensors in shared memory."
+        ),
         "max_response_bytes": "Bytes of one response message.",
         "max_chunk_bytes": "Bytes of multi-vector data in one message of EmbedStream.",
-        "max_queued_texts": "Texts under way, per model version.",
+        "max_queued_texts": "Texts, or rows of tensors, under way, per model version.",
         "max_queued_bytes": "Bytes of requests under way, per model version.",
         "max_queued_tokens": "Tokens waiting for a batch, per model version.",
         "max_held_bytes": "Bytes of results in memory, per model version.",
         "max_text_bytes": "Bytes of one text.",
-        "max_stream_requests": "Requests under way on one EmbedStream.",
-        "max_stream_result_bytes": "Bytes of results held for one EmbedStream.",
+        "max_stream_requests": "Requests under way on one stream: EmbedStream or ModelStreamInfer.",
+        "max_stream_result_bytes": "Bytes of results held for one stream: EmbedStream or ModelStreamInfer.",
     }
     defaults = Limits()
     for field in reversed(fields(Limits)):
@@ -127,7 +129,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option(
     "--allow-client-shm",
-    "Let clients of KServe v2 on this machine pass tensors in system shared memory.",
+    "Let clients of KServe v2 on this machine pass tensors in system shared memory. Every client of the port can then "
+    "read and write all that the server's user can in /dev/shm.",
     type=bool,
     is_flag=False,
     flag_value="true",
@@ -193,7 +196,8 @@ def pull(
     SOURCE is `m3-mini` (a small demonstration model, no download), a Hugging Face repository of a BGE-M3-shaped model
     such as `BAAI/bge-m3`, or a local directory of one. HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN are honoured.
 
-    A version whose content is there already is not written again, nor is a config.pbtxt that exists.
+    A version whose content is there already is not written again, nor is a config.pbtxt that exists. While another
+    process makes a version of the model there, on this or another host, it waits.
     """
     try:
         from trivec_server.repository.pull import pull as pull_model  # noqa: PLC0415 - needs the server's packages
