@@ -363,3 +363,42 @@ async def test_a_version_whose_engine_has_failed_is_loaded_again(tmp_path: Path)
         await polling.look()
         assert await serves(polling.server) == 1
         assert await reason(polling.server) == ""
+
+
+async def test_a_directory_that_cannot_be_read_for_a_moment_stops_no_one(tmp_path: Path) -> None:
+    async with polled(make_repository(tmp_path, "a", "small")) as polling:
+        for place in (tmp_path / "small" / "1", tmp_path / "small"):
+            place.rename(tmp_path / ".away")
+            place.symlink_to(place)
+            for _ in range(3):
+                await polling.settle()
+            assert "cannot be read" in await reason(polling.server)
+            assert await serves(polling.server, "small") == 1
+            assert polling.server.control.server_ready
+            place.unlink()
+            (tmp_path / ".away").rename(place)
+            await polling.settle()
+            assert await reason(polling.server) == ""
+        assert (polling.script.built, polling.script.closed) == (2, 0)
+
+
+async def test_a_repository_that_is_empty_all_at_once_leaves_what_it_held_and_others_are_followed(
+    tmp_path: Path,
+) -> None:
+    roots = (make_repository(tmp_path / "one", "small"), make_repository(tmp_path / "two", "b", "c"))
+    async with polled(tmp_path, model_repositories=roots) as polling:
+        (tmp_path / "one").rename(tmp_path / "away")
+        (tmp_path / "one").mkdir()
+        shutil.rmtree(tmp_path / "two" / "c")
+        await polling.settle()
+        assert await index(polling.server) == [
+            ("b", "1", "READY", ""),
+            ("c", "1", "UNAVAILABLE", "unloaded: its directory is gone"),
+            ("small", "1", "READY", "its repository is empty; served from memory"),
+        ]
+        assert await serves(polling.server, "small") == 1
+        assert polling.server.metrics.registry.get_sample_value("trivec_repository_poll_failures_total") == 2
+        (tmp_path / "one").rmdir()
+        (tmp_path / "away").rename(tmp_path / "one")
+        await polling.settle()
+        assert await reason(polling.server) == ""

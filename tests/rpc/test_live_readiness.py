@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inference import grpc_service_pb2 as kserve
 from trivec.v1 import embedding_pb2 as pb
 from trivec_server.errors import LoadFailed, ModelNotInRepository
 from trivec_server.settings import ServeSettings
@@ -90,3 +91,29 @@ async def test_a_failed_new_version_beside_one_that_serves_leaves_the_server_rea
         assert await serves(server) == 1
         assert server.control.server_ready
         assert "small/2/manifest.json" in await reason(server, version=2)
+
+
+async def test_a_model_that_cannot_be_served_is_not_the_default_in_place_of_one_that_is(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path, "good")
+    make_repository(tmp_path, "bad")
+    config = repository / "bad" / "config.pbtxt"
+    config.write_text(config.read_text().replace("scripted", "absent"))
+    async with running_server(repository, Script()) as server:
+        assert (await embed(server, pb.EmbedRequest(texts=["w10"]))).model == "good"
+
+
+async def test_a_name_that_is_no_text_is_escaped_wherever_it_is_told(tmp_path: Path) -> None:
+    (make_repository(tmp_path, "good") / b"bad\xff".decode(errors="surrogateescape") / "1").mkdir(parents=True)
+    async with running_server(tmp_path, Script()) as server:
+        shown = "'bad\\udcff'"
+        assert [entry.name for entry in await server.control.index()] == [shown, "good"]
+        listed = (await server.stub.ListModels(pb.ListModelsRequest())).models
+        assert [model.name for model in listed] == [shown, "good"]
+        asked = kserve.RepositoryIndexRequest()
+        told = await server.channel.unary_unary(
+            "/inference.GRPCInferenceService/RepositoryIndex",
+            request_serializer=kserve.RepositoryIndexRequest.SerializeToString,
+            response_deserializer=kserve.RepositoryIndexResponse.FromString,
+        )(asked)
+        assert [model.name for model in told.models] == [shown, "good"]
+        assert b'model="good"' in server.metrics.exposition()

@@ -259,6 +259,12 @@ class TestValues:
             ("version_policy { specific { } }", "3:18: version_policy.specific.versions: empty"),
             ("version_policy { specific { versions: [ 3, 0 ] } }", "version_policy.specific.versions[1]: 0 is below 1"),
             ("instance_group { count: 0 }", "3:25: instance_group[0].count: 0 is below 1"),
+            (
+                "instance_group { count: 65 }",
+                "instance_group[0].count: 65 engine instances; at most 64 of a model can run in one server",
+            ),
+            ("instance_group { count: 33 gpus: [ 0, 1 ] }", "instance_group[0].count: 66 engine instances; at most 64"),
+            ("instance_group [ { count: 60 }, { count: 5 } ]", "instance_group: 65 engine instances; at most 64"),
             ("instance_group { count: -2 }", "instance_group[0].count: -2 is below 1"),
             ("instance_group [ { }, { kind: KIND_MODEL } ]", "instance_group[1].kind: KIND_MODEL is not supported"),
             ("instance_group { kind: 9 }", "instance_group[0].kind: 9 is not KIND_AUTO"),

@@ -119,6 +119,7 @@ class TestModel:
         error = str(only_model(tmp_path).error)
         assert "not a model name" in error
         assert error.isprintable()
+        assert only_model(tmp_path).name == ascii(name)
 
     def test_a_name_may_be_in_any_script(self, tmp_path: Path, add_model: AddModel) -> None:
         add_model("模型 1", "1")
@@ -162,6 +163,18 @@ class TestVersions:
     def test_two_directories_for_one_version_are_an_error(self, tmp_path: Path, add_model: AddModel) -> None:
         path = add_model("m", "01", "1")
         assert only_model(tmp_path).error == f"{path}: 01 and 1 are the same version; remove one of them"
+
+    def test_a_model_that_cannot_be_read_is_told_from_one_that_is_gone(self, tmp_path: Path) -> None:
+        (tmp_path / "m").symlink_to(tmp_path / "m")
+        (tmp_path / "n").symlink_to(tmp_path / "gone")
+        entries = {entry.name: entry for entry in scan_repository(tmp_path)}
+        assert {name: entry.is_unreadable for name, entry in entries.items()} == {"m": True, "n": False}
+        assert "m: cannot be read: " in str(entries["m"].error)
+
+    def test_a_version_that_cannot_be_read_is_still_one(self, tmp_path: Path, add_model: AddModel) -> None:
+        path = add_model("m", "1")
+        (path / "2").symlink_to(path / "2")
+        assert [version.number for version in only_model(tmp_path).versions] == [1, 2]
 
     @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("gone")])
     def test_a_number_that_is_no_directory_is_a_problem(

@@ -28,6 +28,9 @@ PLATFORM_BACKENDS: Mapping[str, str] = {
 
 MAX_UINT32 = 0xFFFF_FFFF
 
+_MAX_INSTANCES = 64
+"""Of one model: each has its own thread and its own copy of the weights."""
+
 _INSTANCE_KINDS = {
     pb.ModelInstanceGroup.KIND_AUTO: InstanceKind.AUTO,
     pb.ModelInstanceGroup.KIND_GPU: InstanceKind.GPU,
@@ -133,7 +136,12 @@ class ConfigReader:
 
     def instance_groups(self) -> tuple[InstanceGroup, ...]:
         """The engine instances; one group of one where none are given."""
-        return tuple(map(self._instance_group, range(len(self.config.instance_group)))) or (InstanceGroup(),)
+        groups = tuple(map(self._instance_group, range(len(self.config.instance_group)))) or (InstanceGroup(),)
+        total = sum(group.count * max(1, len(group.gpus)) for group in groups)
+        if total > _MAX_INSTANCES:
+            at = "instance_group[0].count" if len(groups) == 1 else "instance_group"
+            raise self.error(at, f"{total} engine instances; at most {_MAX_INSTANCES} of a model can run in one server")
+        return groups
 
     def positive(self, field: str, value: int) -> int:
         """A number from 1; 1 where the file does not give it."""

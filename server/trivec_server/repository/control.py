@@ -95,7 +95,8 @@ class ModelControl:
             self._models.want(name)
             self._enter(name, found.get(name, ()))
         default = self._settings.default_model
-        self._registry.choose_default(default or default_of_entries(look.entry for look in self._first.values()))
+        fit = (look.entry for look in self._first.values() if not look.fault)
+        self._registry.choose_default(default or default_of_entries(fit))
 
     async def load_first(self) -> None:
         """Loads what `scan` has entered, one version after the other. A failure is recorded and the others go on."""

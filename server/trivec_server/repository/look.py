@@ -43,8 +43,12 @@ class ModelLook:
         return None if self.entry.error is None else self.public(self.entry.error)
 
     def public(self, reason: str) -> str:
-        """A reason without the repository's place on this machine, which is none of the clients' business."""
-        return reason.replace(f"{self.entry.path.parent}/", "")
+        """
+        A reason without the repository's place on this machine, which is none of the clients' business. What is no
+        text in a file's name is escaped.
+        """
+        said = reason.replace(f"{self.entry.path.parent}/", "")
+        return said.encode(errors="backslashreplace").decode()
 
     @property
     def settings(self) -> ModelSettings:

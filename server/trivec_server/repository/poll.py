@@ -1,7 +1,7 @@
 """Polling: what changes in the repository is served, once it is at rest."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trivec_server.errors import CommandError, LoadFailed
@@ -18,6 +18,9 @@ _log = get_logger(__name__)
 
 _FORGET_S = 3600.0
 """How long a model whose directory is gone stays in the index."""
+
+_EMPTIED = "its repository is empty; served from memory"
+_EMPTIED_MEND = "mount it again; to unload its last model, remove the versions and leave the model's directory"
 
 
 class Poller:
@@ -56,8 +59,9 @@ class Poller:
             _log.error("the repository cannot be polled", reason=str(error))
             self._metrics.repository_poll_failed()
             return period_s
+        away = self._keep_emptied(directories)
         only = self._settings.load_models if EVERY_MODEL not in self._settings.load_models else ()
-        names = {*directories, *(model.name for model in self._models)}
+        names = {*directories, *(model.name for model in self._models if model.name not in away)}
         next_looks = [
             await self._poll_safely(self._models.get(name), directories.get(name, ()))
             for name in sorted(names)
@@ -65,6 +69,17 @@ class Poller:
         ]
         self._models.choose_default()
         return max(0.0, min([period_s, *(instant - self._clock() for instant in next_looks if instant is not None)]))
+
+    def _keep_emptied(self, directories: Mapping[str, Sequence[Path]]) -> frozenset[str]:
+        """Says which repositories are empty all at once; gives the models that were in them, which serve on."""
+        away: frozenset[str] = frozenset()
+        for root, names in self._roots.emptied(directories).items():
+            _log.error("a repository is empty now; its models serve on", repository=str(root), mend=_EMPTIED_MEND)
+            self._metrics.repository_poll_failed()
+            away |= names
+        for name in away - directories.keys():
+            self._registry.note(name, _EMPTIED)
+        return away - directories.keys()
 
     async def _poll_safely(self, model: LiveModel, paths: Sequence[Path]) -> float | None:
         try:
@@ -89,7 +104,7 @@ class Poller:
             if look is None:
                 self._lose(model, watch, is_duplicate=bool(paths), now=now)
                 return None
-            if look.error is not None and look.entry.versions:
+            if look.error is not None and (look.entry.versions or look.entry.is_unreadable):
                 model.refuse(look.error)
                 return None
             if now >= watch.next_try:

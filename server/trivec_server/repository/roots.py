@@ -1,9 +1,9 @@
 """The directories that model repositories are, and which models are in which."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trivec_server.repository.scan import is_model_name, list_models
+from trivec_server.repository.scan import is_model_name, list_models, shown_name
 
 DUPLICATE = "model appears in two or more repositories"
 """Why a model cannot be served whose name is in several repositories; Triton's words."""
@@ -14,6 +14,7 @@ class Roots:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
+        self._held: dict[Path, frozenset[str]] = {}
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._paths))
@@ -27,9 +28,20 @@ class Roots:
         """
         found: dict[str, list[Path]] = {}
         for root in self._paths:
-            for path in list_models(root):
-                found.setdefault(path.name, []).append(path)
+            directories = list_models(root)
+            for path in directories:
+                found.setdefault(shown_name(path.name), []).append(path)
+            if directories:
+                self._held[root] = frozenset(shown_name(path.name) for path in directories)
         return dict(sorted(found.items()))
+
+    def emptied(self, found: Mapping[str, Sequence[Path]]) -> dict[Path, frozenset[str]]:
+        """
+        The repositories that held models and hold none now, with the names of those: rather a volume that is not
+        mounted than the wish to serve nothing. `found`: what `models` has given.
+        """
+        filled = {path.parent for paths in found.values() for path in paths}
+        return {root: names for root, names in self._held.items() if root not in filled}
 
     def find(self, name: str) -> list[Path]:
         """

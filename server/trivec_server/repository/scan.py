@@ -1,6 +1,7 @@
 """What a model repository holds: its models and versions, read from the directory tree. Loads nothing."""
 
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class ModelEntry:
 
     `error` says why the model cannot be served, on one line; without it `settings` is set and `versions` is not empty.
     `versions` ascend, whatever the version policy says. `problems` are lines for the log that stop nothing.
+    `name` is that of the directory, as `shown_name` gives it. `is_unreadable`: the directory is there, but what it
+    holds cannot be told, which may be so for a moment only.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ModelEntry:
     error: str | None = None
     versions: tuple[VersionEntry, ...] = ()
     problems: tuple[str, ...] = ()
+    is_unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,11 @@ def is_model_name(name: str) -> bool:
     return 0 < len(name.encode()) <= _MAX_NAME_BYTES
 
 
+def shown_name(name: str) -> str:
+    """What a directory is called where only text can stand: its name, or what `ascii` makes of one that is no text."""
+    return name if name.isprintable() else ascii(name)
+
+
 def select_versions(policy: VersionPolicy, available: Iterable[int]) -> VersionSelection:
     """Applies a version policy to the versions that a model has."""
     versions = sorted(set(available))
@@ -108,17 +117,17 @@ def scan_model(path: Path, *, config_json: str | None = None) -> ModelEntry:
     """
     Reads one model directory. `config_json`: a ModelConfig in JSON, in place of config.pbtxt.
     """
-    name = path.name
-    shown_name = ascii(name)
-    if not is_model_name(name):
-        error = f"{shown_name}: not a model name: printable text of at most {_MAX_NAME_BYTES} bytes in UTF-8"
+    name = shown_name(path.name)
+    if not is_model_name(path.name):
+        error = f"{path.name!a}: not a model name: printable text of at most {_MAX_NAME_BYTES} bytes in UTF-8"
         return ModelEntry(name=name, path=path, error=error)
     try:
         children = sorted(path.iterdir(), key=lambda child: child.name)
     except FileNotFoundError:
         return ModelEntry(name=name, path=path, error=f"{path}: a link to a directory that does not exist")
     except OSError as error:
-        return ModelEntry(name=name, path=path, error=f"{path}: cannot be read: {error.strerror}")
+        reason = f"{path}: cannot be read: {error.strerror}"
+        return ModelEntry(name=name, path=path, error=reason, is_unreadable=True)
     settings, config_error = _read_settings(path, {child.name for child in children}, config_json)
     problems: list[str] = []
     versions: dict[int, VersionEntry] = {}
@@ -169,7 +178,7 @@ def _version_number(path: Path, problems: list[str]) -> int | None:
     numeric = re.fullmatch(r"[0-9]+", name) is not None
     if name.startswith(".") or name in _OTHER_DIRECTORIES or not (numeric or _is_directory(path)):
         return None
-    shown_path = path if name.isprintable() else f"{path.parent}/{name!a}"
+    shown_path = f"{path.parent}/{shown_name(name)}"
     if not numeric:
         problems.append(f"{shown_path}: ignored: {name!a} is not a version, a positive integer")
     elif not _is_directory(path):
@@ -184,7 +193,10 @@ def _version_number(path: Path, problems: list[str]) -> int | None:
 
 
 def _is_directory(path: Path) -> bool:
+    """Whether a path leads to a directory. One that cannot be asked just now is not taken for gone."""
     try:
-        return path.is_dir()
-    except OSError:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
