@@ -72,7 +72,7 @@ async def test_limits_of_the_server_are_a_full_queue_too(tmp_path: Path) -> None
 
 
 async def test_the_queues_timeout_is_unavailable() -> None:
-    model = one_by_one(QueuePolicy(timeout_us=1000))
+    model = one_by_one(QueuePolicy(timeout_us=500_000))
     async with inference_server(tensors={"floats": model}) as server:
         model.script.gate.clear()
         running = start(server, floats([1]))

@@ -22,14 +22,21 @@ from tests.scripted_tensors import (
 )
 from tests.tensor_serving import floats, serving
 
-BLOCKER = floats([[0.0] * 7])
+BLOCKER = floats([[0.0] * 7], priority=1)
 ONE_ROW = BatchingSettings(max_batch_size=1)
 HOUR_US = 3_600_000_000
 
 
 def policy(**fields: Any) -> BatchingSettings:
-    """Batches of one row and a queue policy."""
-    return replace(ONE_ROW, queue_policy=QueuePolicy(**fields))
+    """Batches of one row and a queue policy, which the blocker, on a level of its own, is not under."""
+    blockers = {1: QueuePolicy()}
+    return replace(
+        ONE_ROW,
+        priority_levels=2,
+        default_priority_level=2,
+        queue_policy=QueuePolicy(**fields),
+        priority_queue_policies=blockers,
+    )
 
 
 def firsts(script: TensorScript) -> list[float]:
@@ -168,9 +175,8 @@ async def test_a_requests_timeout_counts_for_nothing_where_the_policy_does_not_a
 
 async def test_with_delay_a_request_whose_timeout_passed_goes_after_the_others_of_its_level() -> None:
     script = TensorScript()
-    batching = replace(
-        policy(timeout_action=TimeoutAction.DELAY, timeout_us=HOUR_US, allow_timeout_override=True), priority_levels=2
-    )
+    delaying = QueuePolicy(timeout_action=TimeoutAction.DELAY, timeout_us=HOUR_US, allow_timeout_override=True)
+    batching = replace(ONE_ROW, priority_levels=2, queue_policy=delaying)
     async with serving(script, batching) as served:
         async with served.busy(BLOCKER):
             sent = await served.queue(

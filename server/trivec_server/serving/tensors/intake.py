@@ -11,6 +11,9 @@ from trivec_server.serving.tensors.ticket import TensorTicket
 from trivec_server.serving.ticket import Pending, Share
 from trivec_server.types import TensorSpec
 
+_SMALL = 16
+"""Padding up to so many elements in a dimension costs next to nothing."""
+
 
 class TensorInbox:
     """Requests that are not in the queue yet. Not thread-safe: the batcher's lock guards it."""
@@ -54,10 +57,18 @@ class RowSliceMaker:
         return slices
 
     def _group(self, task: TensorTask) -> Hashable:
-        """Requests of equal shapes run together, as those do that differ only where an input may be ragged."""
+        """
+        Requests of equal shapes run together, and those that differ only where an input may be ragged and are of
+        similar size there: padding one to the other doubles it at most, in each dimension.
+        """
         if not self._joins_requests:
             return object()
         return tuple(
-            (name, array.ndim if name in self._ragged else array.shape[1:])
+            (name, tuple(map(_magnitude, array.shape[1:])) if name in self._ragged else array.shape[1:])
             for name, array in sorted(task.inputs.items())
         )
+
+
+def _magnitude(size: int) -> int:
+    """Equal for sizes between two powers of two; all small sizes are alike."""
+    return max(size, _SMALL).bit_length()
