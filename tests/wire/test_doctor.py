@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from trivec_server import cli
-from trivec_server.repository.manifest import ModelFacts, Source, write_manifest
+from trivec_server.repository.manifest import ModelFacts, Source, read_manifest, write_manifest
 from trivec_server.types import Mode
 
 from tests.command_line import trivec
@@ -362,8 +363,14 @@ def test_a_model_to_load_that_is_not_there_fails(
 
 
 def test_a_model_that_needs_more_memory_than_there_is_fails(examine: Doctor, repository: Path) -> None:
-    group = "instance_group { kind: KIND_CPU count: 2000000000 }\n"
+    instances = 64
+    group = f"instance_group {{ kind: KIND_CPU count: {instances} }}\n"
     (repository / "tiny" / "config.pbtxt").write_text(CONFIG + group)
+    # Zeros, of which nothing lies on the disk.
+    with (repository / "tiny" / "1" / "model.onnx").open("wb") as weights:
+        weights.truncate(psutil.virtual_memory().total // instances)
+    manifest = read_manifest(repository / "tiny" / "1")
+    write_manifest(repository / "tiny" / "1", manifest.model, manifest.source, list(manifest.files))
     code, findings = examine(repository)
     assert code == 1
     assert only_fault(findings)["check"] == "memory"
