@@ -78,7 +78,7 @@ class InferenceServer:
             devices=(device,),
             content_digest="0" * 64,
         )
-        self.registry.switch((StagedVersion(loaded=loaded, duration_s=0),), {})
+        self.registry.switch([self.registry.start(StagedVersion(loaded=loaded, duration_s=0))], {})
         self.tensors.append(key)
 
     async def withdraw(self, key: ModelVersion) -> None:

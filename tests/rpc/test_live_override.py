@@ -1,5 +1,6 @@
 """Loads that bring a configuration or files along."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,17 @@ async def test_files_that_a_killed_server_has_left_are_removed_at_the_next_start
     in_use.remove()
     remove_leftovers()
     assert [path.name for path in temporary.iterdir()] == ["trivec-load-link"]
+
+
+async def test_nothing_is_kept_of_files_that_could_not_be_loaded_under_a_name_of_their_own(tmp_path: Path) -> None:
+    make_version(tmp_path / "1")
+    files = files_of(tmp_path / "1") | {"1/tokenizer.json": b"{}"}
+    async with explicit(make_repository(tmp_path / "repository"), Script()) as server:
+        override = LoadOverride(config_json=config_json(), files=files)
+        loads = [server.control.load_model("new", override) for _ in range(3)]
+        refusals = await asyncio.gather(*loads, return_exceptions=True)
+        assert [type(refusal) for refusal in refusals] == [LoadFailed] * 3
+        assert server.control.server_ready
+        assert await index(server) == [("small", "1", "READY", "")]
+        await server.control.load_model("new", LoadOverride(config_json=config_json(), files=files_of(tmp_path / "1")))
+        assert await serves(server, "new") == 1

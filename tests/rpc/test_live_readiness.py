@@ -117,3 +117,20 @@ async def test_a_name_that_is_no_text_is_escaped_wherever_it_is_told(tmp_path: P
         )(asked)
         assert [model.name for model in told.models] == [shown, "good"]
         assert b'model="good"' in server.metrics.exposition()
+
+
+async def test_a_load_that_failed_leaves_the_server_ready_and_an_unload_takes_the_reason_away(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path, "bad", "good")
+    tokenizer = repository / "bad" / "1" / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    tokenizer.unlink()
+    async with running_server(repository, Script(), settings=replace(EXPLICIT, load_models=("good",))) as server:
+        with pytest.raises(LoadFailed):
+            await server.control.load_model("bad")
+        assert server.control.server_ready
+        assert "tokenizer.json" in await reason(server, "bad")
+        await server.control.unload_model("bad")
+        assert await index(server) == [("bad", "1", "UNAVAILABLE", "unloaded"), ("good", "1", "READY", "")]
+        tokenizer.write_bytes(content)
+        await server.control.load_model("bad")
+        assert await serves(server, "bad") == 1

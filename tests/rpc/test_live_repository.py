@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec_server.backends.interface import EngineOutput, TokenBatch
 from trivec_server.errors import ControlDisabled, LoadFailed, ModelNotInRepository
 from trivec_server.settings import ControlMode, ServeSettings
+from trivec_server.types import ModelVersion
 
 from tests.rpc.failures import failure_of
 from tests.rpc.live_repository import (
     EXPLICIT,
     HELD,
+    POLL,
     HeldText,
     explicit,
     index,
@@ -232,8 +235,6 @@ async def test_a_first_load_of_which_one_version_fails_serves_none(tmp_path: Pat
             ("2", "UNAVAILABLE"),
         ]
         assert script.built == script.closed
-        assert not server.control.server_ready
-        await server.control.unload_model("small")
         assert server.control.server_ready
 
 
@@ -311,3 +312,47 @@ async def test_a_repository_that_is_not_there_for_a_while_disturbs_nobody(tmp_pa
         assert await serves(server) == 1
         with pytest.raises(ModelNotInRepository, match="does not exist"):
             await server.control.load_model("small")
+
+
+async def test_if_one_of_several_versions_cannot_be_started_none_is_and_all_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = make_repository(tmp_path, versions=(1, 2, 3), config="version_policy { all {} }\n")
+    script = Script()
+    async with running_server(repository, script, settings=EXPLICIT) as server:
+
+        def fail_at_2(key: ModelVersion, *_: str) -> None:
+            if key.version == 2:
+                raise RuntimeError("no room for another series")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.metrics, "model_loaded", fail_at_2)
+            with pytest.raises(RuntimeError, match="no room"):
+                await server.control.load_model("small")
+        await until(lambda: script.closed == 3)
+        assert not server.registry.any_ready
+        await server.control.load_model("small")
+        assert await serves(server) == 3
+
+
+async def test_what_was_loaded_when_a_poll_is_broken_off_is_closed(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path, versions=(1, 2), config="version_policy { all {} }\n")
+    go_on = threading.Event()
+    script = Script()
+    poll = replace(POLL, repository_stability_s=0.0)
+    async with running_server(repository, script, settings=poll) as server:
+
+        def hold_the_last(_: TokenBatch) -> None:
+            if script.built == 4:
+                assert go_on.wait(60)
+
+        script.before_run = hold_the_last
+        set_prefix(repository, "w20 ")
+        await server.control.look_again()
+        look = asyncio.ensure_future(server.control.look_again())
+        await until(lambda: script.built == 4)
+        look.cancel()
+        await asyncio.gather(look, return_exceptions=True)
+        go_on.set()
+        await until(lambda: script.closed == 2)
+        assert await prefix(server) == ""

@@ -12,11 +12,12 @@ from trivec_server.errors import LoadError, LoadFailed
 from trivec_server.logs import get_logger
 from trivec_server.repository.load_override import OverrideDirectory
 from trivec_server.repository.look import ModelLook, VersionContent, look_at_model, read_content
+from trivec_server.repository.records import ServedVersion
 from trivec_server.repository.registry import UNLOADED, Registry
 from trivec_server.repository.releases import Releases
 from trivec_server.repository.scan import VersionSelection
 from trivec_server.repository.staging import Engines, StagedVersion, stage_version
-from trivec_server.types import ModelVersion
+from trivec_server.types import ModelSettings, ModelVersion
 
 _log = get_logger(__name__)
 _P = ParamSpec("_P")
@@ -42,6 +43,25 @@ class Workshop:
     async def look(self, path: Path, *, config_json: str | None = None) -> ModelLook:
         """Looks at a model's directory."""
         return await self.run(look_at_model, path, self.engines.fault, config_json=config_json)
+
+    async def stage(self, key: ModelVersion, path: Path, settings: ModelSettings) -> StagedVersion:
+        """
+        Loads and checks a version. A thread cannot be interrupted: if nobody waits for it any more, what it has loaded
+        is discarded.
+
+        Raises:
+            LoadError: the reason, for the user.
+        """
+        loading = asyncio.ensure_future(self.run(stage_version, key, path, settings, self.engines))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(partial(self._discard, key.name))
+            raise
+
+    def _discard(self, name: str, loading: "asyncio.Future[StagedVersion]") -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self.releases.begin(name, (), loading.result().discard)
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Calls a function that blocks, on a thread."""
@@ -181,6 +201,12 @@ class LiveModel:
         retired = dict.fromkeys(map(self._key, self._registry.held(self.name)), reason)
         self._contents, self._signature = {}, None
         self._switch((), retired, Source())
+        for record in self._registry.records(self.name):
+            if record.served is None and record.key.version and reason == UNLOADED:
+                # Why it once could not be loaded is of no concern any more.
+                self._registry.refuse(record.key, reason, is_fault=False)
+        numbers = {record.key.version for record in self._registry.records(self.name)}
+        self._registry.forget(self.name, numbers - {0})
 
     async def _read(self, look: ModelLook, selected: Sequence[int], *, patient: bool) -> _Attempt:
         """Finds out which of the versions to serve are other ones than those that do."""
@@ -220,14 +246,14 @@ class LiveModel:
             key, path = self._key(number), attempt.contents[number].path
             self._workshop.staging.append(key)
             try:
-                version = await self._workshop.run(
-                    stage_version, key, path, attempt.look.settings, self._workshop.engines
-                )
+                version = await self._workshop.stage(key, path, attempt.look.settings)
             except LoadError as error:
                 self._fail(attempt, number, error)
-                for version in staged:
-                    await self._workshop.run(version.discard)
+                await self._workshop.run(_discard, staged)
                 return ()
+            except BaseException:
+                self._workshop.releases.begin(self.name, (), partial(_discard, staged))
+                raise
             finally:
                 self._workshop.staging.remove(key)
             staged.append(version)
@@ -258,13 +284,25 @@ class LiveModel:
 
     def _switch(self, staged: Sequence[StagedVersion], retired: Mapping[ModelVersion, str], source: Source) -> None:
         """From one request to the next."""
-        released = self._registry.switch(staged, retired)
+        started: list[ServedVersion] = []
+        try:
+            started.extend(map(self._registry.start, staged))
+        except BaseException:
+            # All or none: what takes requests already is closed as if it had served.
+            self._workshop.releases.begin(self.name, started, partial(_discard, staged[len(started) :]))
+            raise
+        released = self._registry.switch(started, retired)
         before, self.source = self.source, source
         leftover = before.directory if before.directory is not source.directory else None
         self._workshop.releases.begin(self.name, released, leftover.remove if leftover is not None else None)
 
     def _key(self, number: int) -> ModelVersion:
         return ModelVersion(self.name, number)
+
+
+def _discard(staged: Sequence[StagedVersion]) -> None:
+    for version in staged:
+        version.discard()
 
 
 def _failed(name: str, failures: Mapping[int, str]) -> str:

@@ -1,6 +1,7 @@
 """All models that a server has to do with, by name."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 from trivec_server.logs import get_logger
 from trivec_server.repository.default_model import default_of_served
@@ -33,6 +34,16 @@ class Models:
         if model is None:
             model = self._models[name] = LiveModel(name, self._workshop)
         return model
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[LiveModel]:
+        """One of them, to change it; it may have been dropped and made anew while others had their turn."""
+        while True:
+            model = self.get(name)
+            async with model.turn:
+                if self._models.get(name) is model:
+                    yield model
+                    return
 
     def drop(self, name: str) -> None:
         """Forgets a model of which nothing serves."""

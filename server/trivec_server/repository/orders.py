@@ -69,8 +69,7 @@ class Orders:
         if name not in self._models and not override.files:
             # Nothing is kept of a name that is not there.
             await self._find(name)
-        model = self._models.get(name)
-        async with model.turn:
+        async with self._models.turn(name) as model:
             await self._workshop.releases.over(name, _RELEASE_WAIT_S)
             directory = None
             try:
@@ -78,14 +77,26 @@ class Orders:
                     directory = await self._workshop.run(OverrideDirectory, name, override.files)
                 source = Source(config_json=_config_json(model, override), directory=directory)
                 look = await self._look(model, source, is_ordered=override.config_json is not None)
-                self._models.want(name)
                 await model.load(look, source, patient=False, together=True)
+                self._models.want(name)
             except LoadError as error:
                 raise _unreadable(name, str(error)) from None
             finally:
                 if directory is not None and model.source.directory is not directory:
                     await self._workshop.run(directory.remove)
+                if override.files and not self._workshop.registry.held(name):
+                    await self._drop_unless_found(name)
                 self._models.choose_default()
+
+    async def _drop_unless_found(self, name: str) -> None:
+        """Keeps nothing of a model that does not serve and is in no repository: there is no end of such names."""
+        try:
+            is_found = bool(await self._workshop.run(self._roots.find, name))
+        except CommandError:
+            is_found = name in self._models.wanted
+        if not is_found:
+            self._models.want(name, wanted=False)
+            self._models.drop(name)
 
     async def _look(self, model: LiveModel, source: Source, *, is_ordered: bool) -> ModelLook:
         """
@@ -128,8 +139,7 @@ class Orders:
     async def _unload(self, name: str) -> None:
         if name not in self._models:
             return
-        model = self._models.get(name)
-        async with model.turn:
+        async with self._models.turn(name) as model:
             self._models.want(name, wanted=False)
             model.unload(UNLOADED)
             self._models.choose_default()

@@ -166,21 +166,22 @@ class Registry:
         """What is noted of a version."""
         return self._records[key].note
 
-    def switch(self, staged: Iterable[StagedVersion], retired: Mapping[ModelVersion, str]) -> list[ServedVersion]:
+    def start(self, staged: StagedVersion) -> ServedVersion:
+        """Starts a version that passed its self-check: for `switch`, or `release` if it shall not serve after all."""
+        return self._starter.start(staged, partial(self._engines_changed, staged.loaded))
+
+    def switch(self, started: Iterable[ServedVersion], retired: Mapping[ModelVersion, str]) -> list[ServedVersion]:
         """
-        From one request to the next, the staged versions serve and the retired ones do not.
+        From one request to the next, the started versions serve and the retired ones do not.
 
         Args:
-            staged: Versions that passed their self-check; they may take the place of ones that serve.
+            started: Versions that take requests; they may take the place of ones that serve.
             retired: Versions that hold engines, with the reason why they will serve no longer.
 
         Returns:
             What served until now: for `release`.
         """
-        changed = []
-        for each in staged:
-            served = self._starter.start(each, partial(self._engines_changed, each.loaded))
-            changed.append(VersionRecord(key=each.key, state=State.READY, served=served))
+        changed = [VersionRecord(key=served.key, state=State.READY, served=served) for served in started]
         keys = [*(record.key for record in changed), *retired]
         replaced = [self._records[key].served for key in keys if key in self._records]
         changed += [

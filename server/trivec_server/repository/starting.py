@@ -45,9 +45,9 @@ class VersionStarter:
         self._metrics.model_load_duration_s.labels(key.name, str(key.version)).set(staged.duration_s)
         self._metrics.watch_statistics(key, self.statistics(key).snapshot)
         served = self._serve(staged.loaded, on_change)
-        served.pipeline.start()
         precision = served.loaded.info.precision if isinstance(served, EmbeddingVersion) else ""
         self._metrics.model_loaded(key, info.engine, info.device, precision)
+        served.pipeline.start()
         for note in info.notes:
             _log.info("engine", model=key.name, version=key.version, note=note)
         _log.info(
