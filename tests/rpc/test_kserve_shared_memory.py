@@ -188,6 +188,14 @@ async def test_a_key_that_is_no_object_is_refused(server: InferenceServer, key: 
     assert refusal.message == f"Unable to open shared memory region: '{key}'"
 
 
+async def test_a_semaphore_is_no_region(server: InferenceServer, shared: SharedObject) -> None:
+    semaphore = shared.path.with_name(f"sem.{shared.path.name}")
+    shared.path.rename(semaphore)
+    shared.path = semaphore
+    refusal = await refusal_of(register(server, f"/{semaphore.name}"))
+    assert refusal.message == f"Unable to open shared memory region: '/{semaphore.name}'"
+
+
 async def test_a_link_out_of_shared_memory_is_refused(
     server: InferenceServer, shared: SharedObject, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from trivec_server.errors import (
 from trivec_server.transport.kserve.datatypes import Buffer
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
+_SEMAPHORE = "sem."
+"""How the names of POSIX semaphores begin, which lie in the same place and are nobody's tensors."""
 _MAX_KEY_BYTES = 255
 _MAX_REGIONS = 1024
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
@@ -218,7 +220,7 @@ def _open(key: str) -> int:
     name = key.lstrip("/")
     is_name = 0 < len(name.encode()) <= _MAX_KEY_BYTES and "/" not in name and "\0" not in name
     try:
-        if is_name and name not in {".", ".."}:
+        if is_name and name not in {".", ".."} and not name.startswith(_SEMAPHORE):
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             return os.open(_DIRECTORY / name, flags)
     except OSError as error:
