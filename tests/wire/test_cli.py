@@ -50,6 +50,17 @@ def test_every_option_of_a_command_is_explained_with_its_variable(command: str) 
         assert option.envvar in "".join(done.out.split())
 
 
+@pytest.mark.parametrize("flag", ["--max-stream-requests", "--max-stream-result-bytes"])
+def test_a_limit_of_streams_names_both_kinds_of_stream(flag: str) -> None:
+    told = str(options_of("serve")[flag].help)
+    assert "EmbedStream" in told
+    assert "ModelStreamInfer" in told
+
+
+def test_client_shared_memory_is_said_to_open_all_of_it() -> None:
+    assert "/dev/shm" in str(options_of("serve")["--allow-client-shm"].help)  # noqa: S108 - the text of a help
+
+
 def test_every_flag_is_a_variable_of_its_name() -> None:
     for command, option in every_option():
         name = option.opts[0].removeprefix("--").replace("-", "_").upper()
