@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from trivec_server.backends.tensor_interface import DTYPES
 from trivec_server.errors import InvalidTensor
 from trivec_server.transport.kserve.contents import Data, InputTensor, datatype_shown
-from trivec_server.transport.kserve.datatypes import BYTES, DTYPES, check_element_count, split_elements
+from trivec_server.transport.kserve.datatypes import BYTES, check_element_count, split_elements
 from trivec_server.transport.kserve.shared_memory import SharedData
 from trivec_server.transport.kserve.subject import Subject, shown_shape
 from trivec_server.types import TensorSpec

@@ -7,8 +7,9 @@ import numpy as np
 from inference import grpc_service_pb2 as pb
 from numpy.typing import NDArray
 
+from trivec_server.backends.tensor_interface import DTYPES
 from trivec_server.errors import InvalidTensor
-from trivec_server.transport.kserve.datatypes import BYTES, DTYPES
+from trivec_server.transport.kserve.datatypes import BYTES
 from trivec_server.transport.kserve.shared_memory import Regions, SharedData, parse_placement
 from trivec_server.transport.kserve.subject import Subject
 
@@ -50,7 +51,7 @@ class InputTensor(NamedTuple):
 
 def datatype_shown(datatype: str) -> str:
     """As Triton names it in errors."""
-    return datatype if datatype in DTYPES or datatype == BYTES else _INVALID
+    return datatype if datatype in DTYPES else _INVALID
 
 
 def read_inputs(message: pb.ModelInferRequest, subject: Subject, regions: Regions) -> dict[str, InputTensor]:

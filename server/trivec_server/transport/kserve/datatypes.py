@@ -1,7 +1,7 @@
-"""The data types of KServe v2 and what they are in NumPy, and tensors' elements as they travel."""
+"""Tensors' elements as they travel: raw buffers, and BYTES, each element with its length before it."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,22 +13,6 @@ from trivec_server.transport.kserve.subject import Subject
 Buffer: TypeAlias = bytes | memoryview
 
 BYTES = "BYTES"
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BF16": np.dtype(np.uint16),
-}
-"""All but BYTES. NumPy has no bfloat16: its two bytes stay as they are."""
 
 LENGTH = struct.Struct("<I")
 """What stands before each element of raw BYTES."""

@@ -7,10 +7,11 @@ from typing import NamedTuple, cast
 import numpy as np
 from inference import grpc_service_pb2 as pb
 
+from trivec_server.backends.tensor_interface import DTYPES
 from trivec_server.errors import InvalidTensor
 from trivec_server.transport.kserve.checks import CheckedTensor, Signature, check_request
 from trivec_server.transport.kserve.contents import InputTensor
-from trivec_server.transport.kserve.datatypes import BYTES, DTYPES, LENGTH
+from trivec_server.transport.kserve.datatypes import BYTES, LENGTH
 from trivec_server.transport.kserve.outputs import WantedOutput
 from trivec_server.transport.kserve.subject import Subject
 from trivec_server.types import PAD_TOKEN_ID, TensorSpec

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivec_server.backends.interface import EngineInfo
+from trivec_server.backends.tensor_interface import DTYPES
 from trivec_server.errors import InvalidTensor
 from trivec_server.serving.encode import prune
 from trivec_server.serving.request import EmbedResult, SparseRow, VectorEncoding
-from trivec_server.transport.kserve.datatypes import DTYPES, Buffer, as_buffer
+from trivec_server.transport.kserve.datatypes import Buffer, as_buffer
 from trivec_server.transport.kserve.embed_parameters import MODES, EmbedParameters
 from trivec_server.transport.kserve.response import OutputTensor
 from trivec_server.types import Mode

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivec_server.backends.tensor_interface import DTYPES
 from trivec_server.repository.registry import TensorVersion
 from trivec_server.serving.tensors.request import TensorResult, TensorTask
 from trivec_server.transport.calls import Call
 from trivec_server.transport.kserve.checks import CheckedTensor, Signature, check_request
 from trivec_server.transport.kserve.contents import InputTensor
-from trivec_server.transport.kserve.datatypes import BYTES, DTYPES
+from trivec_server.transport.kserve.datatypes import BYTES
 from trivec_server.transport.kserve.outputs import WantedOutput, render_array
 from trivec_server.transport.kserve.parameters import RequestParameters
 from trivec_server.transport.kserve.response import OutputTensor
