@@ -1,5 +1,6 @@
 """A server that follows its repository by polling. Its clock is the test's, and each look is asked for."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -402,3 +403,20 @@ async def test_a_repository_that_is_empty_all_at_once_leaves_what_it_held_and_ot
         (tmp_path / "away").rename(tmp_path / "one")
         await polling.settle()
         assert await reason(polling.server) == ""
+
+
+async def test_a_model_that_is_long_in_loading_does_not_keep_others_from_it(tmp_path: Path) -> None:
+    scripts = {"a": Script(), "b": Script()}
+    settings = replace(POLL, repository_stability_s=0.0)
+    async with running_server(make_repository(tmp_path, "a", "b"), scripts, settings=settings) as server:
+        for name in scripts:
+            set_prefix(tmp_path, "w20 ", name)
+        await server.control.look_again()
+        scripts["a"].building.clear()
+        look = asyncio.ensure_future(server.control.look_again())
+        await until(lambda: scripts["b"].closed == 1)
+        assert (await prefix(server, "a"), await prefix(server, "b")) == ("", "w20 ")
+        assert server.control.is_loading
+        scripts["a"].building.set()
+        await look
+        assert await prefix(server, "a") == "w20 "

@@ -29,6 +29,8 @@ _log = get_logger(__name__)
 
 _FROM_MEMORY = "its directory is gone; served from memory"
 _THREADS = 4
+_LOADERS = 2
+"""How many versions are loaded at a time: each needs memory beside what serves."""
 
 
 class ModelControl:
@@ -53,7 +55,14 @@ class ModelControl:
         self._roots = Roots(settings.model_repositories)
         self._threads = ThreadPoolExecutor(_THREADS, "repository")
         self._releases = Releases(registry, after_release)
-        self._workshop = Workshop(registry=registry, releases=self._releases, engines=engines, threads=self._threads)
+        self._loaders = ThreadPoolExecutor(_LOADERS, "loading")
+        self._workshop = Workshop(
+            registry=registry,
+            releases=self._releases,
+            engines=engines,
+            threads=self._threads,
+            loaders=self._loaders,
+        )
         self._models = Models(settings, self._workshop)
         self._poller = Poller(settings, self._roots, self._models, self._workshop, metrics, clock=clock)
         self._orders = Orders(self.mode, self._roots, self._models, self._workshop)
@@ -186,6 +195,7 @@ class ModelControl:
                 model.unload(UNLOADED)
         await self._releases.all_over()
         self._threads.shutdown(wait=False)
+        self._loaders.shutdown(wait=False)
 
     def _names_of_start(self, found: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
         """

@@ -30,14 +30,15 @@ _MISSING = "version_policy asks for it, but its directory is missing"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """
-    What all models share: where versions are entered, who releases old ones, the engines, threads for what blocks;
-    and the versions that are being loaded just now.
+    What all models share: where versions are entered, who releases old ones, the engines, threads for what blocks, and
+    others for loading, which takes long; and the versions that are being loaded just now.
     """
 
     registry: Registry
     releases: Releases
     engines: Engines
     threads: Executor
+    loaders: Executor
     staging: list[ModelVersion] = field(default_factory=list)
 
     async def look(self, path: Path, *, config_json: str | None = None) -> ModelLook:
@@ -52,7 +53,8 @@ class Workshop:
         Raises:
             LoadError: the reason, for the user.
         """
-        loading = asyncio.ensure_future(self.run(stage_version, key, path, settings, self.engines))
+        load = partial(stage_version, key, path, settings, self.engines)
+        loading = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self.loaders, load))
         try:
             return await asyncio.shield(loading)
         except asyncio.CancelledError:

@@ -1,5 +1,6 @@
 """Polling: what changes in the repository is served, once it is at rest."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,11 +63,13 @@ class Poller:
         away = self._keep_emptied(directories)
         only = self._settings.load_models if EVERY_MODEL not in self._settings.load_models else ()
         names = {*directories, *(model.name for model in self._models if model.name not in away)}
-        next_looks = [
-            await self._poll_safely(self._models.get(name), directories.get(name, ()))
+        # All at a time: none waits for another one that loads.
+        polls = [
+            self._poll_safely(self._models.get(name), directories.get(name, ()))
             for name in sorted(names)
             if not only or name in only
         ]
+        next_looks = await asyncio.gather(*polls)
         self._models.choose_default()
         return max(0.0, min([period_s, *(instant - self._clock() for instant in next_looks if instant is not None)]))
 
