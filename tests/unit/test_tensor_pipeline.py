@@ -44,12 +44,16 @@ async def test_requests_of_different_shapes_do_not_run_together() -> None:
     assert results[1].outputs["same"].tolist() == [[3, 4, 5]]
 
 
+SHAPES = ((1, 1), (1, 1000), (1000, 1))
+
+
 async def test_ragged_requests_of_very_different_sizes_do_not_run_together() -> None:
     """Padded to each other, [1, 1, 1000] and [1, 1000, 1] would take 1,000 times what they are."""
     script = TensorScript(identity(shape=(-1, -1), allow_ragged=True))
+    small, wide, high = (task_of({"x": np.zeros((1, *shape), np.float32)}, ["y"]) for shape in SHAPES)
     async with serving(script) as served:
-        async with served.busy(floats([[[0.0]]])):
-            sent = await served.queue(floats([[[0.0] * 1000]]), floats([[[0.0]] * 1000]))
+        async with served.busy(small):
+            sent = await served.queue(wide, high)
         await asyncio.gather(*sent)
     assert script.batch_rows == [1, 1, 1]
 
