@@ -116,8 +116,9 @@ def test_polling_follows_the_repository(tmp_path: Path) -> None:
     flags = ("--model-control-mode", "poll", "--repository-poll-secs", "0.1", "--repository-stability-secs", "0.1")
     with serve(repository, *flags) as server:
         assert "looked at again and again" in server.greeting
-        make_tensors(tmp_path / "made", "a")
-        (tmp_path / "made" / "a").rename(repository / "a")
+        make_tensors(tmp_path / "made", "a", "b")
+        for name in "ab":
+            (tmp_path / "made" / name).rename(repository / name)
         _until(server, "a", "READY")
         shutil.rmtree(repository / "a")
         _until(server, "a", "UNAVAILABLE")
