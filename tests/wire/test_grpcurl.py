@@ -45,6 +45,7 @@ def test_list_names_the_services(server: ServingProcess) -> None:
     assert done.stdout.split() == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         SERVICE,
     ]
 
