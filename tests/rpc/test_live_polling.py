@@ -264,6 +264,9 @@ async def test_a_configuration_that_turns_wrong_leaves_what_serves_and_is_named(
         text = config.read_text()
         config.write_text(text + "nonsense: 1\n")
         await polling.settle()
+        await polling.settle()
+        failures = polling.server.metric("trivec_model_reloads_total", model="small", result="failure")
+        assert failures == 1, "counted once, however often it is looked at"
         assert "reload failed: small/config.pbtxt:4:1: unknown field" in await reason(polling.server)
         assert await serves(polling.server) == 1
         assert polling.server.control.server_ready
@@ -271,6 +274,14 @@ async def test_a_configuration_that_turns_wrong_leaves_what_serves_and_is_named(
         await polling.settle()
         assert await reason(polling.server) == ""
         assert polling.script.built == 1
+
+
+async def test_what_is_said_of_a_model_while_it_is_written_goes_with_its_first_version(tmp_path: Path) -> None:
+    async with polled(make_repository(tmp_path, "good")) as polling:
+        polling.script.alter = spoil
+        make_repository(tmp_path, "bad")
+        await polling.settle()
+        assert [version for name, version, _, _ in await index(polling.server) if name == "bad"] == ["1"]
 
 
 async def test_after_a_failure_the_next_attempts_come_later_and_later(tmp_path: Path) -> None:

@@ -117,10 +117,17 @@ class LiveModel:
 
     def refuse(self, reason: str) -> None:
         """The model as a whole cannot be loaded. What serves goes on, with the reason beside it."""
-        if self._registry.serving(self.name):
-            self._registry.note(self.name, f"reload failed: {reason}")
-        else:
+        serving = self._registry.serving(self.name)
+        if not serving:
+            for number in self._registry.loading(self.name):
+                self._registry.refuse(self._key(number), reason)
             self._registry.refuse(self._key(0), reason)
+            return
+        note = f"reload failed: {reason}"
+        if any(self._registry.note_of(self._key(number)) != note for number in serving):
+            _log.error("reload failed; what served goes on", model=self.name, reason=reason)
+            self._registry.reloaded(self.name, succeeded=False)
+            self._registry.note(self.name, note)
 
     def wait(self, reason: str) -> None:
         """The model as a whole is not loaded yet, which is no fault."""
@@ -174,6 +181,8 @@ class LiveModel:
             LoadFailed: a version cannot be served. What served before goes on, with the reason beside it.
         """
         selection = self.select(look, patient=patient)
+        if selection.selected:
+            self._registry.forget_unnumbered(self.name)
         attempt = await self._read(look, selection.selected, patient=patient)
         self.expect(attempt.changed)
         retired = self._retire(look, selection.selected)

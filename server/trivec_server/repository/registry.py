@@ -134,6 +134,10 @@ class Registry:
             if record.served is not None and record.state is not State.UNLOADING
         )
 
+    def loading(self, name: str) -> frozenset[int]:
+        """The numbers of a model's versions that are to be loaded, or are being."""
+        return frozenset(record.key.version for record in self.records(name) if record.state is State.LOADING)
+
     def serving_models(self) -> frozenset[str]:
         """The models of which a version serves. For any thread."""
         return frozenset(record.key.name for record in list(self._records.values()) if record.serves)
@@ -219,6 +223,10 @@ class Registry:
             if record.served is None and record.key.version not in known:
                 del self._records[record.key]
                 self._starter.forget(record.key)
+
+    def forget_unnumbered(self, name: str) -> None:
+        """Drops what was said of a model while none of its versions was known."""
+        self.forget(name, {record.key.version for record in self.records(name)} - {0})
 
     def reloaded(self, name: str, *, succeeded: bool) -> None:
         """Counts a load of a model that was served already."""
