@@ -258,6 +258,7 @@ def _wait_for(lock: ModelLock, report: Callable[[str], None], timing: LockTiming
         if told_at is None or now - told_at >= timing.report_s:
             report(lock.describe())
             told_at = now
+        # On a shared folder no event tells of what another host does.
         time.sleep(timing.look_s)
 
 
