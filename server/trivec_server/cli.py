@@ -13,7 +13,8 @@ import click
 from trivec_server import cli_client
 from trivec_server.cli_cache import cache_settings
 from trivec_server.cli_doctor import doctor
-from trivec_server.cli_options import MAX_SECONDS, Line, Seconds, option
+from trivec_server.cli_network import network_options, network_settings
+from trivec_server.cli_options import Line, option
 from trivec_server.cli_repository import repository_option, repository_options, repository_settings
 from trivec_server.errors import CommandError, TrivecError
 from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
@@ -80,15 +81,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @repository_options
 @option("--default-model", "The model of requests that name none. [default: the only model]")
-@option("--host", "The address to listen on.", default=_DEFAULTS.host)
-@option("--grpc-port", "The gRPC port; 0: any free one.", type=click.IntRange(0, 65535), default=_DEFAULTS.grpc_port)
-@option("--metrics-host", "The address of the metrics endpoint.", default=_DEFAULTS.metrics_host)
-@option(
-    "--metrics-port",
-    "The port of the Prometheus endpoint; 0: any free one, -1: none.",
-    type=click.IntRange(-1, 65535),
-    default=_DEFAULTS.metrics_port,
-)
+@network_options
 @_limit_options
 @option(
     "--cache-config",
@@ -96,36 +89,6 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "port, user, password, db, ttl. Redis's password is better set by TRIVEC_CACHE_REDIS_PASSWORD.",
     multiple=True,
     type=Line(),
-)
-@option(
-    "--drain-pause-s",
-    "After SIGTERM: seconds to go on serving with health NOT_SERVING, for balancers to see it.",
-    type=Seconds(0, MAX_SECONDS),
-    default=_DEFAULTS.drain_pause_s,
-)
-@option(
-    "--drain-grace-s",
-    "Then: seconds for the calls in flight to finish.",
-    type=Seconds(0, MAX_SECONDS),
-    default=_DEFAULTS.drain_grace_s,
-)
-@option(
-    "--keepalive-time-s",
-    "Ping an idle connection after so many seconds.",
-    type=Seconds(1, MAX_SECONDS),
-    default=_DEFAULTS.keepalive_time_s,
-)
-@option(
-    "--max-connection-age-s",
-    "Ask clients to reconnect after so many seconds, so that load spreads over new servers.",
-    type=Seconds(1, MAX_SECONDS),
-    default=_DEFAULTS.max_connection_age_s,
-)
-@option(
-    "--max-connection-age-grace-s",
-    "Then: seconds for the connection's calls to finish.",
-    type=Seconds(0, MAX_SECONDS),
-    default=_DEFAULTS.max_connection_age_grace_s,
 )
 @option(
     "--allow-client-shm",
@@ -141,11 +104,10 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(**given: Any) -> None:
     """Serve the models of a repository over gRPC."""
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits)})
-    metrics_port = given.pop("metrics_port")
     settings = ServeSettings(
         limits=limits,
-        metrics_port=None if metrics_port < 0 else metrics_port,
         cache=cache_settings(given.pop("cache_config")),
+        **network_settings(given),
         **repository_settings(given),
         **given,
     )

@@ -15,13 +15,13 @@ from trivec_server.repository.control import ModelControl
 from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
 from trivec_server.transport.calls import CallScope
+from trivec_server.transport.channel_options import channel_options
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
 from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from trivec_server.transport.kserve.service import InferenceService
 
 _WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
 
-_FOREVER_MS = 2**31 - 1
 _SERVER_NAMES = ("", SERVICE_NAME, INFERENCE_SERVICE_NAME)
 """The names of health that stand for the server as a whole."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -39,7 +39,7 @@ class Listener:
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._server = grpc.aio.server(options=_channel_options(settings))
+        self._server = grpc.aio.server(options=channel_options(settings))
         self._health = _Health()
         self._draining = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -152,23 +152,3 @@ def _check_address(host: str, port: int) -> None:
 
 def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
     return _SERVING if is_ready else _NOT_SERVING
-
-
-def _channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
-        ("grpc.max_send_message_length", settings.limits.max_response_bytes),
-        # Two servers on one port would each get some of the calls, and neither say so.
-        ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_time_s)),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
-        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
-    ]
-
-
-def _milliseconds(duration_s: float) -> int:
-    """A duration for gRPC, whose largest stands for ever."""
-    return min(round(duration_s * 1000), _FOREVER_MS)
