@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ import click
 from trivec_server import cli_client
 from trivec_server.cli_cache import cache_settings
 from trivec_server.cli_doctor import doctor
+from trivec_server.cli_limits import limit_options, limits_given
 from trivec_server.cli_network import network_options, network_settings
 from trivec_server.cli_options import Line, option
 from trivec_server.cli_repository import repository_option, repository_options, repository_settings
+from trivec_server.cli_security import security_options, security_settings
 from trivec_server.errors import CommandError, TrivecError
-from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, Limits, ServeSettings
+from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, ServeSettings
 
 _INTERRUPTED_EXIT_CODE = 130
-_MAX_LIMIT = 2**31 - 1
-"""gRPC's own limit of a message's size, and enough for any other number of a limit."""
 _DEFAULTS = ServeSettings()
 
 
@@ -53,36 +52,12 @@ def cli() -> None:
     """
 
 
-def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for every field of Limits, with its name and default."""
-    texts = {
-        "max_texts_per_request": "Texts in one request.",
-        "max_request_bytes": (
-            "Bytes of one request: its message, with the files of a load, and its tensors in shared memory."
-        ),
-        "max_response_bytes": "Bytes of one response message.",
-        "max_chunk_bytes": "Bytes of multi-vector data in one message of EmbedStream.",
-        "max_queued_texts": "Texts, or rows of tensors, under way, per model version.",
-        "max_queued_bytes": "Bytes of requests under way, per model version.",
-        "max_queued_tokens": "Tokens waiting for a batch, per model version.",
-        "max_held_bytes": "Bytes of results in memory, per model version.",
-        "max_text_bytes": "Bytes of one text.",
-        "max_stream_requests": "Requests under way on one stream: EmbedStream or ModelStreamInfer.",
-        "max_stream_result_bytes": "Bytes of results held for one stream: EmbedStream or ModelStreamInfer.",
-    }
-    defaults = Limits()
-    for field in reversed(fields(Limits)):
-        flag = "--" + field.name.replace("_", "-")
-        default = getattr(defaults, field.name)
-        command = option(flag, texts[field.name], type=click.IntRange(1, _MAX_LIMIT), default=default)(command)
-    return command
-
-
 @cli.command()
 @repository_options
 @option("--default-model", "The model of requests that name none. [default: the only model]")
 @network_options
-@_limit_options
+@security_options
+@limit_options
 @option(
     "--cache-config",
     "Where models with response_cache keep embeddings: `local,size=BYTES`, or `redis,KEY=VALUE` once for each of host, "
@@ -103,11 +78,11 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--log-format", "How to log.", type=click.Choice(LOG_FORMATS), default=_DEFAULTS.log_format)
 def serve(**given: Any) -> None:
     """Serve the models of a repository over gRPC."""
-    limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits)})
     settings = ServeSettings(
-        limits=limits,
+        limits=limits_given(given),
         cache=cache_settings(given.pop("cache_config")),
         **network_settings(given),
+        **security_settings(given),
         **repository_settings(given),
         **given,
     )

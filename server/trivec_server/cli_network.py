@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from trivec_server.cli_options import MAX_SECONDS, Seconds, option, options
+from trivec_server.cli_options import MAX_SECONDS, Seconds, option, options, switch
 from trivec_server.settings import ServeSettings
 
 _DEFAULTS = ServeSettings()
@@ -40,6 +40,12 @@ _CONNECTIONS = (
         "Then: seconds for the connection's calls to finish.",
         type=Seconds(0, MAX_SECONDS),
         default=_DEFAULTS.max_connection_age_grace_s,
+    ),
+    switch(
+        "--load-report",
+        "With each answer, say how busy this server is (ORCA, in the metadata `endpoint-load-metrics-bin`), for "
+        "balancers that weigh servers by it.",
+        default=_DEFAULTS.load_report,
     ),
 )
 _DRAIN = (

@@ -17,6 +17,7 @@ class Limits:
     """
     What one server accepts. Counts of queued work are per model version; a request is refused if work is queued
     and adding the request would pass a limit, so that an idle server takes any request that is legal by itself.
+    Connections and what is on them are counted for the whole server.
     """
 
     max_texts_per_request: int = 1024
@@ -26,10 +27,16 @@ class Limits:
     max_queued_texts: int = 16_384
     max_queued_bytes: int = 128 * MIB
     max_queued_tokens: int = 2_000_000
+    max_queue_time_s: float = 30.0
     max_held_bytes: int = 1024 * MIB
     max_text_bytes: int = MIB
     max_stream_requests: int = 64
     max_stream_result_bytes: int = 64 * MIB
+    max_connections: int = 4096
+    max_concurrent_streams: int = 1024
+    max_metadata_bytes: int = 16 * 1024
+    handshake_timeout_s: float = 10.0
+    min_ping_interval_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,22 @@ class CacheSettings:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ttl_s: int = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """PEM files. `client_ca`: clients must show a certificate of one of these authorities."""
+
+    certificate: Path
+    private_key: Path
+    client_ca: Path | None = None
+
+
+class Management(enum.Enum):
+    """Whether calls may load and unload models and change settings: those that may (AUTO), or none."""
+
+    AUTO = "auto"
+    OFF = "off"
 
 
 EVERY_MODEL = "*"
@@ -68,6 +91,7 @@ class ServeSettings:
 
     `load_models`: those to serve, empty: all; with ControlMode.EXPLICIT those to load at the start, empty: none.
     `repository_stability_s`: how long what has changed must have looked the same before polling loads it.
+    `security_look_s`: how often certificates and the access file are looked at for a change.
     """
 
     model_repositories: tuple[Path, ...] = (Path("model_repository"),)
@@ -89,6 +113,16 @@ class ServeSettings:
     keepalive_time_s: float = 120.0
     max_connection_age_s: float = 1800.0
     max_connection_age_grace_s: float = 60.0
+    load_report: bool = True
+    tls: TlsSettings | None = None
+    allow_insecure: bool = False
+    access_file: Path | None = None
+    management: Management = Management.AUTO
+    management_host: str = "127.0.0.1"
+    management_port: int | None = None
+    reflection: bool = True
+    security_look_s: float = 1.0
     allow_client_shm: bool = False
     log_level: str = "info"
     log_format: str = "text"
+    log_texts: bool = False
