@@ -101,3 +101,7 @@ class ConfigError(LoadError):
 
 class CommandError(TrivecError):
     """A command of the command line cannot go on: a fault of its user or surroundings. Shown as one line."""
+
+
+class SecurityFileError(CommandError):
+    """A certificate, a private key or the access file cannot be used. The message names the file."""

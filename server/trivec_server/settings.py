@@ -65,6 +65,17 @@ class TlsSettings:
     client_ca: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """
+    Where spans are sent: `endpoint` is http://host:port, or https:// for TLS; None: nowhere. `sample_ratio`: the share
+    of the traces that begin here, 0 to 1; None: what OTEL_TRACES_SAMPLER says.
+    """
+
+    endpoint: str | None = None
+    sample_ratio: float | None = None
+
+
 class Management(enum.Enum):
     """Whether calls may load and unload models and change settings: those that may (AUTO), or none."""
 
@@ -108,6 +119,7 @@ class ServeSettings:
     metrics_port: int | None = 8002
     limits: Limits = field(default_factory=Limits)
     cache: CacheSettings = CacheSettings()
+    tracing: TracingSettings = TracingSettings()
     drain_pause_s: float = 2.0
     drain_grace_s: float = 30.0
     keepalive_time_s: float = 120.0

@@ -262,7 +262,7 @@ def test_a_duration_beyond_grpcs_own_limit_stands_for_ever(repository: Path) -> 
 
 
 def test_a_host_that_is_not_this_machines_is_one_line(repository: Path) -> None:
-    finished = trivec("serve", "--model-repository", repository, "--host", "203.0.113.1", "--metrics-port", "0")
+    finished = trivec("serve", "--model-repository", repository, "--host", "203.0.113.1", "--allow-insecure")
     assert finished.code == 1
     (line,) = finished.err.splitlines()
     assert "203.0.113.1" in line

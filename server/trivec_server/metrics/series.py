@@ -24,6 +24,7 @@ from prometheus_client import (
 from trivec_server.metrics.exposition import render
 from trivec_server.metrics.hardware import GpuReadings, HostReadings
 from trivec_server.metrics.response_cache import CacheCollector, CacheUsage
+from trivec_server.metrics.security import SecurityMetrics
 from trivec_server.metrics.statistics import StatisticsSnapshot
 from trivec_server.metrics.triton import Source, version_families
 from trivec_server.types import ModelVersion
@@ -74,6 +75,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._cache = CacheCollector()
         self.registry.register(self._cache)
+        self.security = SecurityMetrics(self.registry)
         self._host = HostReadings()
         self._gpus: GpuReadings | None = None
         self._sources: dict[ModelVersion, Source] = {}
@@ -126,6 +128,9 @@ class Metrics:
         self._queued_tokens = self._gauge("trivec_queued_tokens", "Tokens waiting for a batch.", _MODEL_LABELS)
         self._reloads = self._counter(
             "trivec_model_reloads", "Loads of models that were served already.", ("model", "result")
+        )
+        self._trace_spans = self._counter(
+            "trivec_trace_spans", "Spans sent to the OTLP receiver, not taken by it, or dropped for room.", ("result",)
         )
         self._poll_failures = self._counter(
             "trivec_repository_poll_failures", "Looks at the model repository that failed.", ()
@@ -193,6 +198,10 @@ class Metrics:
     def repository_poll_failed(self) -> None:
         """Counts a look at the repository that failed as a whole."""
         self._poll_failures.inc()
+
+    def trace_spans(self, result: str) -> Counter:
+        """The counter of spans that were `exported`, `failed` or `dropped`."""
+        return self._trace_spans.labels(result)
 
     def watch_cache(self, usage: Callable[[], CacheUsage]) -> None:
         """Shows the response cache from now on; `usage` is called on any thread."""

@@ -1,7 +1,6 @@
 """The gRPC server: one port with EmbeddingService, Triton's GRPCInferenceService, health and reflection."""
 
 import asyncio
-import socket
 from typing import TypeAlias
 
 import grpc
@@ -14,11 +13,14 @@ from trivec_server.metrics import Metrics
 from trivec_server.repository.control import ModelControl
 from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
+from trivec_server.transport.addresses import check_bindable, refuse_plaintext
 from trivec_server.transport.calls import CallScope
 from trivec_server.transport.channel_options import channel_options
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
 from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from trivec_server.transport.kserve.service import InferenceService
+from trivec_server.transport.tls import Certificates
+from trivec_server.transport.tracing import Tracing
 
 _WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
 
@@ -35,47 +37,66 @@ class Listener:
     """
 
     def __init__(
-        self, settings: ServeSettings, registry: Registry, metrics: Metrics, control: ModelControl | None = None
+        self,
+        settings: ServeSettings,
+        registry: Registry,
+        metrics: Metrics,
+        control: ModelControl | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._certificates = None if settings.tls is None else Certificates(settings.tls, metrics.security)
+        self._looking: asyncio.Future[None] | None = None
         self._server = grpc.aio.server(options=channel_options(settings))
         self._health = _Health()
         self._draining = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        scope = CallScope(metrics, settings.limits.max_response_bytes)
+        scope = CallScope(metrics, settings.limits.max_response_bytes, tracing)
         self._service = EmbeddingService(registry, settings.limits, scope)
         self._inference = InferenceService(settings, registry, scope, control)
         self._server.add_generic_rpc_handlers((self._service.handler(), self._inference.handler()))
-        names = (
-            *_SERVER_NAMES[1:],
-            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-            reflection.SERVICE_NAME,
-        )
-        reflection.enable_server_reflection(names, self._server)
+        if settings.reflection:
+            names = (*_SERVER_NAMES[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> int:
         """
         Opens the port, with health NOT_SERVING; returns the port bound.
 
         Raises:
-            CommandError: the address cannot be bound.
+            CommandError: the address cannot be bound, or is not loopback and there is neither TLS nor leave to do
+                without.
         """
         for name in _SERVER_NAMES:
             await self._health.set(name, _NOT_SERVING)
-        host = self._settings.host
-        address = f"{f'[{host}]' if ':' in host else host}:{self._settings.grpc_port}"
+        port = self._bind(self._server, self._settings.host, self._settings.grpc_port)
+        await self._server.start()
+        if self._certificates is not None:
+            self._looking = asyncio.ensure_future(self._look_for_changes())
+        return port
+
+    def _bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
+        if self._certificates is None and not self._settings.allow_insecure:
+            refuse_plaintext(host, "--host")
+        address = f"{f'[{host}]' if ':' in host else host}:{port}"
         try:
-            _check_address(host, self._settings.grpc_port)
-            port = self._server.add_insecure_port(address)
+            check_bindable(host, port)
+            if self._certificates is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, self._certificates.credentials())
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise CommandError(
                 f"cannot listen on {address}: {reason}; stop the program that uses it, or choose another address with "
                 "--grpc-port and --host"
             ) from error
-        await self._server.start()
-        return port
+
+    async def _look_for_changes(self) -> None:
+        """Takes up certificates that have changed, until it is cancelled."""
+        while self._certificates is not None:
+            await asyncio.sleep(self._settings.security_look_s)
+            await asyncio.to_thread(self._certificates.look)
 
     async def announce(self, record: VersionRecord) -> None:
         """Tells health watchers of a version's change of state."""
@@ -100,6 +121,8 @@ class Listener:
 
         Calls that would never end by themselves are ended: health is watched no more, streams read no more requests.
         """
+        if self._looking is not None:
+            self._looking.cancel()
         self._health.end_watches()
         self._service.end_streams()
         self._inference.stop()
@@ -129,25 +152,6 @@ class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is
         """Ends all watches under way, with status OK: clients then watch another server."""
         for watch in self._watches:
             watch.cancel()
-
-
-def _check_address(host: str, port: int) -> None:
-    """
-    Asks the system for the address, because gRPC tells the reason of a refusal to nobody but stderr.
-
-    Raises:
-        OSError: nothing can listen there.
-    """
-    refusal = OSError("no such address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return
-        except OSError as error:
-            refusal = error
-    raise refusal
 
 
 def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
