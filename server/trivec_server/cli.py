@@ -17,6 +17,7 @@ from trivec_server.cli_network import network_options, network_settings
 from trivec_server.cli_options import Line, option
 from trivec_server.cli_repository import repository_option, repository_options, repository_settings
 from trivec_server.cli_security import security_options, security_settings
+from trivec_server.cli_tracing import tracing_options, tracing_settings
 from trivec_server.errors import CommandError, TrivecError
 from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, ServeSettings
 
@@ -74,6 +75,7 @@ def cli() -> None:
     flag_value="true",
     default=_DEFAULTS.allow_client_shm,
 )
+@tracing_options
 @option("--log-level", "What to log.", type=click.Choice(LOG_LEVELS), default=_DEFAULTS.log_level)
 @option("--log-format", "How to log.", type=click.Choice(LOG_FORMATS), default=_DEFAULTS.log_format)
 def serve(**given: Any) -> None:
@@ -81,6 +83,7 @@ def serve(**given: Any) -> None:
     settings = ServeSettings(
         limits=limits_given(given),
         cache=cache_settings(given.pop("cache_config")),
+        tracing=tracing_settings(given),
         **network_settings(given),
         **security_settings(given),
         **repository_settings(given),

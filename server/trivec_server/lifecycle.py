@@ -27,6 +27,7 @@ from trivec_server.serving.cache.opening import open_store
 from trivec_server.serving.cache.store import RowStore
 from trivec_server.settings import ControlMode, ServeSettings
 from trivec_server.transport.listener import Listener
+from trivec_server.transport.tracing import open_tracing
 
 _log = get_logger(__name__)
 
@@ -80,6 +81,7 @@ class _Server:
         self._store = store
         self._metrics = Metrics()
         self._metrics.watch_cache(store.usage)
+        self._tracing = open_tracing(settings.tracing, self._metrics)
         self._changes: asyncio.Queue[VersionRecord] = asyncio.Queue()
         self._registry = Registry(settings, self._metrics, store, on_change=self._changes.put_nowait)
         self._control = ModelControl(settings, self._registry, self._metrics, engines, after_release=_settle_memory)
@@ -91,7 +93,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._control.scan()
-        listener = Listener(self._settings, self._registry, self._metrics, self._control)
+        listener = Listener(self._settings, self._registry, self._metrics, self._control, self._tracing)
         grpc_port = await listener.start()
         fault = None
         try:
@@ -197,6 +199,8 @@ class _Server:
             async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + _CLOSE_S)):
                 await self._control.close()
                 await asyncio.to_thread(self._store.close)
+                if self._tracing is not None:
+                    await asyncio.to_thread(self._tracing.close)
         except TimeoutError:
             _leave("an engine is still at work")
         _log.info("stopped")

@@ -14,6 +14,7 @@ from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import ModelStatistics, StageTimes
 from trivec_server.serving.batcher import Batch, Batcher, apart, halve
 from trivec_server.serving.ticket import Pending, Ticket, TicketT
+from trivec_server.serving.trail import BatchNote
 
 _log = get_logger(__name__)
 
@@ -178,6 +179,15 @@ class BatchRunner(ABC, Generic[TicketT]):
         else:
             _log.error("batch failed", request_ids=request_ids, rows=rows, exc_info=error)
             self.fail(batch, ComputeError("the engine failed on this batch"))
+
+    def _record(self, ticket: TicketT, batch: Batch[TicketT], times: BatchTimes) -> None:
+        """Tells a request of its batch."""
+        note = None
+        if ticket.trail is not None:
+            tokens = batch.tokens
+            sizes = len(tokens.lengths), len(tokens.token_ids)
+            note = BatchNote(batch.started_at, times.begun_at, times.computed_at, *sizes)
+        ticket.record_batch(batch.started_at, times.stages(batch), note)
 
     def _observe(self, batch: Batch[TicketT], output: Any, compute_s: float) -> None:
         rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)

@@ -114,7 +114,7 @@ class EmbedRunner(BatchRunner[EmbedTicket]):
                 field = ticket.task.field(int(pending.rows[bad[0]]))
                 failed.append((ticket, ComputeError(f"{field}: the model gave numbers that are not finite")))
             else:
-                ticket.record_batch(batch.started_at, times.stages(batch))
+                self._record(ticket, batch, times)
                 modes = ticket.task.modes
                 parts = _Parts(
                     _own_rows(output.dense, start, end) if Mode.DENSE in modes else None,

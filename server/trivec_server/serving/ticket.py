@@ -14,6 +14,7 @@ from trivec_server.backends.interface import Vectors
 from trivec_server.metrics.statistics import StageTimes
 from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.request import EmbedResult, EmbedTask, SparseRow, Timings
+from trivec_server.serving.trail import BatchNote, begin_trail
 from trivec_server.types import Mode
 
 _NO_STAGES = StageTimes()
@@ -46,6 +47,7 @@ class Ticket:
         "rows",
         "size_bytes",
         "started",
+        "trail",
     )
 
     def __init__(
@@ -74,13 +76,22 @@ class Ticket:
         self._queue_s = 0.0
         self._stages = _NO_STAGES
         self._remaining = rows
+        self.trail = begin_trail(rows, self.admitted_at)
 
-    def record_batch(self, started_at: float, stages: StageTimes) -> None:
+    def enter_queue(self, now: float) -> None:
+        """Notes that rows of this request wait for a batch from now on."""
+        self.queued_at = now
+        if self.trail is not None:
+            self.trail.queued_at = now
+
+    def record_batch(self, started_at: float, stages: StageTimes, note: BatchNote | None = None) -> None:
         """Notes when a batch with rows of this request began, and how long its stages took. The longest count."""
         with self._lock:
             self._queue_s = max(self._queue_s, started_at - self.queued_at)
             if stages.infer_ns >= self._stages.infer_ns:
                 self._stages = stages
+            if note is not None and self.trail is not None:
+                self.trail.add_batch(note)
 
     def count_done(self, rows: int) -> bool:
         """So many more rows have their results; under the ticket's lock. True if they were the last ones."""

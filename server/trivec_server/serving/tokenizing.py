@@ -186,7 +186,7 @@ class TextSliceMaker:
         token_ids = np.frombuffer(b"".join(sequences), np.int64)
         ticket.lengths[share.start : share.end] = lengths
         ticket.tokens += len(token_ids)
-        ticket.queued_at = now
+        ticket.enter_queue(now)
         self._check_result_size(ticket)
         delay_at = None if ticket.delay_s is None else now + ticket.delay_s
         return Pending(ticket, token_ids, lengths, np.arange(share.start, share.end), now, delay_at)

@@ -19,6 +19,7 @@ from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.transport.parse import parse_request_id
 from trivec_server.transport.status import CallStatus, StatusOf, status_of
+from trivec_server.transport.tracing import TRACE_PARENT_KEY, CallTrace, Tracing, named_trace_id
 
 _log = get_logger(__name__)
 
@@ -28,13 +29,18 @@ _REQUEST_ID_KEY = "x-request-id"
 
 @dataclass(slots=True)
 class Call:
-    """One call, or one message of a stream. `model` is set once it is known, for the metrics."""
+    """
+    One call, or one message of a stream. `model` is set once it is known, for the metrics. `trace_parent` is the
+    caller's `traceparent`; `trace` is None where calls are not traced.
+    """
 
     method: str
     request_id: str
     deadline: float | None
     started_at: float
     model: str = ""
+    trace_parent: str = ""
+    trace: CallTrace | None = None
 
     def take_request_id(self, value: str) -> None:
         """
@@ -45,6 +51,11 @@ class Call:
         """
         self.request_id = parse_request_id(value, self.request_id)
 
+    @property
+    def trace_id(self) -> str:
+        """The trace that the call belongs to; empty: none."""
+        return named_trace_id(self.trace_parent) if self.trace is None else self.trace.trace_id
+
 
 UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
 
@@ -52,8 +63,9 @@ UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
 class CallScope:
     """Opens and closes calls: one per server."""
 
-    def __init__(self, metrics: Metrics, max_response_bytes: int) -> None:
+    def __init__(self, metrics: Metrics, max_response_bytes: int, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._max_response_bytes = max_response_bytes
         # Unique over servers and restarts, and cheap: a counter behind a random start.
         self._id_prefix = secrets.token_hex(6)
@@ -63,16 +75,29 @@ class CallScope:
         """A call that begins now."""
         now = time.monotonic()
         remaining_s = context.time_remaining()
-        given = ""
-        for key, value in context.invocation_metadata() or ():
+        metadata = context.invocation_metadata() or ()
+        given = trace_parent = ""
+        for key, value in metadata:
             if key == _REQUEST_ID_KEY and isinstance(value, str):
                 given = value
-        call = Call(method, self.next_id(), None if remaining_s is None else now + remaining_s, now)
+            elif key == TRACE_PARENT_KEY and isinstance(value, str):
+                trace_parent = value
+        deadline = None if remaining_s is None else now + remaining_s
+        call = Call(method, self.next_id(), deadline, now, trace_parent=trace_parent)
+        if self._tracing is not None:
+            call.trace = self._tracing.begin(method, metadata)
         try:
             call.take_request_id(given)
         except TrivecError:
             # Metadata that proxies add must not fail a call; the id it then has is in the response.
             _log.warning("x-request-id ignored: not printable ASCII of at most 128 characters", call=call.request_id)
+        return call
+
+    def open_message(self, method: str, stream: Call) -> Call:
+        """One message of a stream, which counts as a call of its own."""
+        call = Call(method, self.next_id(), stream.deadline, time.monotonic(), trace_parent=stream.trace_parent)
+        if self._tracing is not None and stream.trace is not None:
+            call.trace = self._tracing.begin_message(method, stream.trace)
         return call
 
     def next_id(self) -> str:
@@ -97,6 +122,10 @@ class CallScope:
         """Logs a failed call and gives its status. An error that is not the domain's own is logged with traceback."""
         status = status_of(error, call.request_id)
         log = _log.bind(request_id=call.request_id, method=call.method, model=call.model, code=status.code.name)
+        if trace_id := call.trace_id:
+            log = log.bind(trace_id=trace_id)
+        if call.trace is not None:
+            call.trace.fail(status.rich.message)
         if not isinstance(error, TrivecError):
             log.error("call failed", exc_info=error)
         elif isinstance(error, Overloaded):
@@ -108,6 +137,8 @@ class CallScope:
     def close(self, call: Call, code: str) -> None:
         """Counts a finished call."""
         self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
+        if call.trace is not None:
+            call.trace.finish(code, call.model, call.request_id)
 
 
 async def abort(context: Context, status: CallStatus, request_id: str) -> NoReturn:

@@ -101,8 +101,7 @@ class EmbedStream:
 
     def open_message(self, stream: Call) -> Call:
         """One message counts as a call of its own."""
-        now = asyncio.get_running_loop().time()
-        return Call("EmbedStream.message", self._scope.next_id(), stream.deadline, now)
+        return self._scope.open_message("EmbedStream.message", stream)
 
     @property
     def limits(self) -> Limits:

@@ -64,7 +64,7 @@ class TensorRunner(BatchRunner[TensorTicket]):
         failed: list[tuple[Ticket, TrivecError]] = []
         for pending, outputs in zip(batch.slices, self._layout.split(requests, rows, output), strict=True):
             ticket = pending.ticket
-            ticket.record_batch(batch.started_at, times.stages(batch))
+            self._record(ticket, batch, times)
             try:
                 if ticket.complete_rows(pending.rows, {name: outputs[name] for name in ticket.task.outputs}):
                     finished.append(ticket)

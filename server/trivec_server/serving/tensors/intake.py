@@ -49,7 +49,7 @@ class RowSliceMaker:
         slices = []
         for share in shares:
             ticket = share.ticket
-            ticket.queued_at = now
+            ticket.enter_queue(now)
             rows = np.arange(ticket.rows)
             delay_at = None if ticket.delay_s is None else now + ticket.delay_s
             ones = np.ones(ticket.rows, np.int64)

@@ -85,7 +85,8 @@ class InferStream:
                 if not isinstance(raw, bytes):
                     return
                 with contextlib.ExitStack() as on_failure:
-                    message = _Message(raw, self._open_message(call), self._requests, self._scope)
+                    opened = self._scope.open_message(f"{METHOD}.message", call)
+                    message = _Message(raw, opened, self._requests, self._scope)
                     on_failure.callback(message.release)
                     await room.take(message.held_bytes)
                     computing = tasks.create_task(message.compute())
@@ -118,11 +119,6 @@ class InferStream:
             room.give_back(len(message.answer))
             message.close()
         return None
-
-    def _open_message(self, stream: Call) -> Call:
-        """One message counts as a call of its own."""
-        now = asyncio.get_running_loop().time()
-        return Call(f"{METHOD}.message", self._scope.next_id(), stream.deadline, now)
 
 
 class _Message:
