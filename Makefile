@@ -31,7 +31,7 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: test
-test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
+test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
 	.venv/bin/python -m pytest -m "not torch" $(ARGS)
 
 .PHONY: test-torch
@@ -59,6 +59,10 @@ format: .venv/.check ## Put the code into the style that `make check` asks for.
 .PHONY: stubs
 stubs: .venv-stubs/.ready ## Generate protos/python from the .proto files.
 	tools/generate_stubs.sh protos/python
+
+.PHONY: transcoder
+transcoder: .venv/.serve ## Write deploy/envoy/embedding.pb, by which Envoy takes JSON, from the stubs.
+	.venv/bin/python tools/write_transcoder_descriptor.py deploy/envoy/embedding.pb
 
 .PHONY: breaking
 breaking: .venv/.check .venv-stubs/.ready ## Check that the protocol still suits clients of an earlier commit: make breaking AGAINST=v0.1.0
@@ -99,7 +103,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -166,6 +170,11 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 .redis/.ready: tools/install_redis.sh
 	@echo "Unpacking a Redis server to test with into .redis, unless one is installed."
 	@tools/install_redis.sh .redis
+	@touch $@
+
+.nginx/.ready: tools/install_nginx.sh
+	@echo "Unpacking nginx to test with into .nginx, unless it is installed."
+	@tools/install_nginx.sh .nginx
 	@touch $@
 
 # Also when the Python that an environment was made with is gone.
