@@ -8,8 +8,8 @@ from typing import Any, ClassVar, get_args
 
 import click
 from trivec_client import DEFAULT_TARGET, MissingExtraError, Tls, TrivecClient, TrivecClientError
-from trivec_client.channel import check_target
 from trivec_client.requests import TruncationName
+from trivec_client.targets import Targets
 
 from trivec_server.errors import CommandError
 
@@ -65,7 +65,7 @@ def switch(flag: str, text: str, *, default: bool) -> Decorator:
 
 def _parse_target(_context: click.Context, _parameter: click.Parameter, target: str) -> str:
     try:
-        check_target(target)
+        Targets.parse(target)
     except ValueError as error:
         raise click.BadParameter(str(error).removeprefix("target: ")) from None
     return target

@@ -6,7 +6,8 @@ The client of Trivec: texts in, NumPy arrays out.
 """
 
 from trivec_client.async_client import AsyncTrivecClient
-from trivec_client.channel import DEFAULT_TARGET, Tls
+from trivec_client.balancing import Balancing
+from trivec_client.channel import Tls
 from trivec_client.client import TrivecClient
 from trivec_client.clock import AsyncClock, Clock
 from trivec_client.embeddings import SparseVector, TextEmbedding
@@ -26,6 +27,7 @@ from trivec_client.models import ModelInfo, ModelLimits, ScoreWeights
 from trivec_client.outputs import EncodeOutput
 from trivec_client.retry import RetryPolicy
 from trivec_client.scores import PassageScore, ScoreOutput, colbert_score, lexical_matching_score
+from trivec_client.targets import DEFAULT_TARGET
 from trivec_client.tokens import TokenizedText
 from trivec_client.vectors import WireEncoding
 
@@ -33,6 +35,7 @@ __all__ = [
     "DEFAULT_TARGET",
     "AsyncClock",
     "AsyncTrivecClient",
+    "Balancing",
     "Clock",
     "DeadlineExceededError",
     "EncodeOutput",

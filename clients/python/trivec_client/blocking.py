@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
-from trivec.v1 import embedding_pb2_grpc
 
 from trivec_client.clock import Clock
+from trivec_client.connection import Connection
 from trivec_client.errors import TrivecClientError, parse_rpc_error
-from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, parse_failure, serialize_check
+from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
 from trivec_client.retry import Attempts
+from trivec_client.rpcs import Rpcs
 
 Deadline = Callable[[], float | None]
 """When a request that begins now must be done, on the client's clock; None: never."""
@@ -61,23 +62,15 @@ class RunningCalls:
 class BlockingRunner:
     """Runs jobs over one channel. Safe to use from several threads."""
 
-    def __init__(self, channel: grpc.Channel, settings: ClientSettings, clock: Clock) -> None:
-        self._channel = channel
+    def __init__(self, connection: Connection, settings: ClientSettings, clock: Clock) -> None:
+        self._connection = connection
+        self._channel = channel = connection.open()
         self._settings = settings
         self._clock = clock
-        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-        self._methods: dict[Rpc, Any] = {
-            Rpc.EMBED: stub.Embed,
-            Rpc.EMBED_STREAM: stub.EmbedStream,
-            Rpc.SCORE: stub.Score,
-            Rpc.TOKENIZE: stub.Tokenize,
-            Rpc.GET_MODEL: stub.GetModel,
-            Rpc.LIST_MODELS: stub.ListModels,
-        }
-        self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
+        self._rpcs = Rpcs(channel)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="trivec-client-main")
         self._closed = False
-        self._metadata = tuple(settings.metadata)
+        self._metadata = connection.metadata
 
     def close(self) -> None:
         """Ends the connection and what is under way on it."""
@@ -116,7 +109,12 @@ class BlockingRunner:
 
     def _run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls) -> Result:
         attempts = Attempts(
-            self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
+            self._settings.retry,
+            deadline_s=deadline_s,
+            now_s=self._clock.now_s,
+            random=self._clock.random,
+            sends_per_try=self._connection.sends_per_try(job.rpc, self._settings.retry),
+            has_other_servers=self._connection.balancing is not None,
         )
         try:
             while True:
@@ -127,7 +125,7 @@ class BlockingRunner:
                 self._clock.sleep(delay_s, running.interrupted)
         except TrivecClientError as error:
             raise error.in_context(
-                request_id=job.request_id, first_index=job.first_index, target=self._settings.target
+                request_id=job.request_id, first_index=job.first_index, target=str(self._connection.targets)
             ) from None
 
     def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:
@@ -135,11 +133,11 @@ class BlockingRunner:
         how = {"timeout": timeout_s, "metadata": self._metadata}
         try:
             if job.rpc is Rpc.EMBED_STREAM:
-                with running.track(lambda: self._methods[job.rpc](iter([job.request]), **how)) as stream:
+                with running.track(lambda: self._rpcs.by_name[job.rpc](iter([job.request]), **how)) as stream:
                     for response in stream:
                         assembly.add(response)
             else:
-                with running.track(lambda: self._methods[job.rpc].future(job.request, **how)) as call:
+                with running.track(lambda: self._rpcs.by_name[job.rpc].future(job.request, **how)) as call:
                     assembly.add(call.result())
         except grpc.RpcError as error:
             raise parse_rpc_error(error) from None
@@ -191,14 +189,15 @@ class BlockingRunner:
 
         def check(running: RunningCalls) -> ServingStatus:
             with running.track(
-                lambda: self._check_health.future(service, timeout=limit_s, metadata=self._metadata)
+                lambda: self._rpcs.check_health.future(service, timeout=limit_s, metadata=self._metadata)
             ) as call:
-                return call.result()
+                status: ServingStatus = call.result()
+                return status
 
         try:
             return self._off_main_thread(check)
         except grpc.RpcError as error:
-            raise parse_failure(error, service, self._settings.target) from None
+            raise parse_failure(error, service, str(self._connection.targets)) from None
 
 
 def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:

@@ -1,35 +1,14 @@
-"""What a channel to a server is made from: security, limits, keepalive."""
+"""What every channel is made from: security, limits, keepalive."""
 
 import importlib.metadata
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-DEFAULT_TARGET = "127.0.0.1:8001"
-
-_GRPC_NAMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
-"""How names begin that gRPC itself resolves; they say where the server is in ways of their own."""
-_HOST_AND_PORT = re.compile(r"(\[[^][/]+\]|[^][:/\s]+):(\d{1,5})", re.ASCII)
-
 ChannelOption = tuple[str, str | int | bool]
 Metadata = Sequence[tuple[str, str]]
-
-
-def check_target(target: str) -> None:
-    """
-    Refuses what gRPC would try in vain, or at port 443.
-
-    Raises:
-        ValueError: the target is neither `host:port` nor a name with a scheme that gRPC resolves.
-    """
-    if target.startswith(_GRPC_NAMES):
-        return
-    match = _HOST_AND_PORT.fullmatch(target)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(f"target: {target!r} is not host:port, such as {DEFAULT_TARGET} or [::1]:8001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +59,8 @@ def channel_credentials(tls: Tls | None, credentials: grpc.ChannelCredentials | 
     return tls.credentials() if tls is not None else credentials
 
 
-def channel_options(tls: Tls | None, extra: Sequence[ChannelOption]) -> list[ChannelOption]:
-    """Options of the channel; those in `extra` come last and win."""
+def channel_options(tls: Tls | None) -> list[ChannelOption]:
+    """Options of a channel; where one is given twice, the later counts."""
     options: list[ChannelOption] = [
         ("grpc.primary_user_agent", f"trivec-python/{importlib.metadata.version('trivec')}"),
         # The server's own limits are known from GetModel, and requests are made to keep them.
@@ -90,6 +69,10 @@ def channel_options(tls: Tls | None, extra: Sequence[ChannelOption]) -> list[Cha
         # A dead connection under a running call is noticed within 40 s. Idle channels are left alone.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # With grpcio 1.85 this counts, and not the keepalive's own timeout.
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        # After two pings without data between, gRPC would else slow down to one a minute.
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
         # gRPC waits 1 s to 120 s between connection attempts; a retry within that wait could only fail.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -99,4 +82,4 @@ def channel_options(tls: Tls | None, extra: Sequence[ChannelOption]) -> list[Cha
     ]
     if tls is not None and tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return [*options, *extra]
+    return options

@@ -3,18 +3,20 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from trivec.v1 import embedding_pb2_grpc
 
 from trivec_client.clock import AsyncClock
+from trivec_client.connection import Connection
 from trivec_client.errors import TrivecClientError, parse_rpc_error
-from trivec_client.health import CHECK_METHOD, ServingStatus, parse_check, parse_failure, serialize_check
+from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
 from trivec_client.retry import Attempts
+from trivec_client.rpcs import Rpcs
 
 Item = TypeVar("Item")
 Deadline = Callable[[], float | None]
@@ -24,27 +26,25 @@ Deadline = Callable[[], float | None]
 class AsyncRunner:
     """Runs jobs over one channel, all on one event loop."""
 
-    def __init__(self, channel: grpc.aio.Channel, settings: ClientSettings, clock: AsyncClock) -> None:
-        self._channel = channel
+    def __init__(self, connection: Connection, settings: ClientSettings, clock: AsyncClock) -> None:
+        self._connection = connection
+        self._channel: grpc.aio.Channel | None = None
         self._settings = settings
         self._clock = clock
-        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-        self._methods: dict[Rpc, Any] = {
-            Rpc.EMBED: stub.Embed,
-            Rpc.EMBED_STREAM: stub.EmbedStream,
-            Rpc.SCORE: stub.Score,
-            Rpc.TOKENIZE: stub.Tokenize,
-            Rpc.GET_MODEL: stub.GetModel,
-            Rpc.LIST_MODELS: stub.ListModels,
-        }
-        self._check_health = channel.unary_unary(CHECK_METHOD, serialize_check, parse_check)
         self._closed = False
-        self._metadata = tuple(settings.metadata)
+        self._metadata = connection.metadata
+
+    @cached_property
+    def _rpcs(self) -> Rpcs:
+        """Made on first use, because a channel belongs to the loop that runs when it is made."""
+        self._channel = self._connection.open_asyncio()
+        return Rpcs(self._channel)
 
     async def close(self) -> None:
         """Ends the connection and what is under way on it."""
         self._closed = True
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     def deadline_s(self, timeout_s: float | None) -> float | None:
         """The instant that is `timeout_s`, or else the client's own timeout, from now."""
@@ -60,7 +60,12 @@ class AsyncRunner:
         """
         self._check_open()
         attempts = Attempts(
-            self._settings.retry, deadline_s=deadline_s, now_s=self._clock.now_s, random=self._clock.random
+            self._settings.retry,
+            deadline_s=deadline_s,
+            now_s=self._clock.now_s,
+            random=self._clock.random,
+            sends_per_try=self._connection.sends_per_try(job.rpc, self._settings.retry),
+            has_other_servers=self._connection.balancing is not None,
         )
         try:
             while True:
@@ -71,7 +76,7 @@ class AsyncRunner:
                 await self._clock.sleep(delay_s)
         except TrivecClientError as error:
             raise error.in_context(
-                request_id=job.request_id, first_index=job.first_index, target=self._settings.target
+                request_id=job.request_id, first_index=job.first_index, target=str(self._connection.targets)
             ) from None
 
     def _check_open(self) -> None:
@@ -83,14 +88,14 @@ class AsyncRunner:
         how = {"timeout": timeout_s, "metadata": self._metadata}
         try:
             if job.rpc is Rpc.EMBED_STREAM:
-                stream = self._methods[job.rpc](iter([job.request]), **how)
+                stream = self._rpcs.by_name[job.rpc](iter([job.request]), **how)
                 try:
                     async for response in stream:
                         assembly.add(response)
                 finally:
                     stream.cancel()  # does nothing to a call that is over
             else:
-                assembly.add(await self._methods[job.rpc](job.request, **how))
+                assembly.add(await self._rpcs.by_name[job.rpc](job.request, **how))
         except grpc.aio.AioRpcError as error:
             raise parse_rpc_error(error) from None
         except asyncio.CancelledError:
@@ -130,9 +135,10 @@ class AsyncRunner:
         self._check_open()
         limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
         try:
-            return await self._check_health(service, timeout=limit_s, metadata=self._metadata)
+            status: ServingStatus = await self._rpcs.check_health(service, timeout=limit_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise parse_failure(error, service, self._settings.target) from None
+            raise parse_failure(error, service, str(self._connection.targets)) from None
+        return status
 
 
 async def iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

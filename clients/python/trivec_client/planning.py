@@ -6,7 +6,6 @@ from typing import Any
 
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_client.channel import DEFAULT_TARGET, Metadata, check_target
 from trivec_client.embeddings import EmbedAssembly, EmbeddedTexts
 from trivec_client.jobs import Job, RequestIds, Rpc, SingleResponse, StreamAssembly
 from trivec_client.models import ModelInfo, ScoreWeights, parse_model
@@ -31,7 +30,6 @@ from trivec_client.vectors import ENCODINGS, WireEncoding
 class ClientSettings:
     """Settings of a client, described where callers give them: `TrivecClient.__init__`."""
 
-    target: str = DEFAULT_TARGET
     model: str = ""
     model_version: int = 0
     wire_encoding: WireEncoding = "float32"
@@ -41,10 +39,8 @@ class ClientSettings:
     max_in_flight: int = 4
     timeout_s: float | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    metadata: Metadata = ()
 
     def __post_init__(self) -> None:
-        check_target(self.target)
         pick("wire_encoding", ENCODINGS, self.wire_encoding)
         for name in ("batch_size", "max_in_flight"):
             if getattr(self, name) < 1:

@@ -17,13 +17,19 @@ class RetryPolicy:
     names a wait (google.rpc.RetryInfo): that is a full queue, while without a wait it is a message too large, which
     stays too large. Nothing else is tried again. The call's `timeout_s` bounds all tries together.
 
+    Of several servers, another is tried before any wait: gRPC sends what ended in UNAVAILABLE once more at once, which
+    counts as an attempt, and the first refusal under load is not waited for.
+
     Attributes:
-        max_attempts: tries that end in UNAVAILABLE, the first included. 1: never again.
+        max_attempts: tries that end in UNAVAILABLE or run into `attempt_timeout_s`, the first included. 1: never again.
         initial_backoff_s: the wait after the first failure.
         max_backoff_s: the longest wait of ours; a wait that the server names may be longer.
         multiplier: how much longer each wait is than the last.
         jitter: each wait is made longer by up to this share of it, at random, so that clients do not come back at once.
         overload_timeout_s: how long to go on after the first refusal under load. 0: never again.
+        attempt_timeout_s: how long one try may take before the request is sent again, of several servers to another.
+            None: as long as the call; a server that hangs is then left when it does not answer pings. A value must be
+            above what the slowest request takes, or that one never succeeds.
     """
 
     max_attempts: int = 5
@@ -32,6 +38,7 @@ class RetryPolicy:
     multiplier: float = 2.0
     jitter: float = 0.25
     overload_timeout_s: float = 300.0
+    attempt_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
@@ -41,36 +48,59 @@ class RetryPolicy:
         for name in ("initial_backoff_s", "max_backoff_s", "jitter", "overload_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        if self.attempt_timeout_s is not None and not self.attempt_timeout_s > 0:
+            raise ValueError(f"attempt_timeout_s: {self.attempt_timeout_s} is not above zero")
 
 
 class Attempts:
     """The tries of one request."""
 
     def __init__(
-        self, policy: RetryPolicy, *, deadline_s: float | None, now_s: Callable[[], float], random: Callable[[], float]
+        self,
+        policy: RetryPolicy,
+        *,
+        deadline_s: float | None,
+        now_s: Callable[[], float],
+        random: Callable[[], float],
+        sends_per_try: int = 1,
+        has_other_servers: bool = False,
     ) -> None:
-        """`deadline_s` is an instant on the clock that `now_s` reads; None: no deadline."""
+        """
+        Args:
+            policy: the rules.
+            deadline_s: an instant on the clock that `now_s` reads; None: no deadline.
+            now_s: the clock.
+            random: chance, in [0, 1).
+            sends_per_try: how often gRPC sends a try before it ends in UNAVAILABLE.
+            has_other_servers: whether the next try can go to another server.
+        """
         self._policy = policy
         self._deadline_s = deadline_s
         self._now_s = now_s
         self._random = random
-        self._failures = 0
-        self._unavailable = 0
+        self._sends_per_try = sends_per_try
+        self._has_other_servers = has_other_servers
+        self._backoffs = 0
+        self._failed = 0
         self._overloaded_since_s: float | None = None
+        self._is_cut_short = False
 
     def timeout_s(self) -> float | None:
         """
-        Seconds left for the next try; None: no limit.
+        Seconds for the next try; None: no limit.
 
         Raises:
             DeadlineExceededError: none are left.
         """
+        attempt_s = self._policy.attempt_timeout_s
         if self._deadline_s is None:
-            return None
+            self._is_cut_short = attempt_s is not None
+            return attempt_s
         left_s = self._deadline_s - self._now_s()
         if left_s <= 0:
             raise DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_s passed before the call was sent")
-        return left_s
+        self._is_cut_short = attempt_s is not None and attempt_s < left_s
+        return attempt_s if self._is_cut_short else left_s
 
     def delay_s(self, error: TrivecClientError) -> float:
         """
@@ -80,23 +110,36 @@ class Attempts:
             TrivecClientError: `error` itself, where there is to be no next try.
         """
         now_s = self._now_s()
-        if not self._may_go_on(error, now_s):
+        if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._is_cut_short:
+            return self._after_attempt_timeout(error)
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            self._count(error, self._sends_per_try)
+            self._backoffs += self._sends_per_try
+        elif isinstance(error, OverloadedError):
+            if self._overloaded_since_s is None:
+                self._overloaded_since_s = now_s
+                if self._has_other_servers and self._policy.overload_timeout_s:
+                    return 0.0
+            if now_s - self._overloaded_since_s >= self._policy.overload_timeout_s:
+                raise error
+            self._backoffs += 1
+        else:
             raise error
         backoff_s = min(
-            self._policy.initial_backoff_s * self._policy.multiplier**self._failures, self._policy.max_backoff_s
+            self._policy.initial_backoff_s * self._policy.multiplier ** (self._backoffs - 1), self._policy.max_backoff_s
         )
-        self._failures += 1
         delay_s = max(backoff_s, error.retry_after_s or 0.0) * (1 + self._policy.jitter * self._random())
         if self._deadline_s is not None and now_s + delay_s >= self._deadline_s:
             raise error
         return delay_s
 
-    def _may_go_on(self, error: TrivecClientError, now_s: float) -> bool:
-        if error.code is grpc.StatusCode.UNAVAILABLE:
-            self._unavailable += 1
-            return self._unavailable < self._policy.max_attempts
-        if isinstance(error, OverloadedError):
-            if self._overloaded_since_s is None:
-                self._overloaded_since_s = now_s
-            return now_s - self._overloaded_since_s < self._policy.overload_timeout_s
-        return False
+    def _after_attempt_timeout(self, error: TrivecClientError) -> float:
+        """Time enough has passed already: the next try begins at once."""
+        error.message = f"no answer within attempt_timeout_s, {self._policy.attempt_timeout_s:g} s"
+        self._count(error, 1)
+        return 0.0
+
+    def _count(self, error: TrivecClientError, sends: int) -> None:
+        self._failed += sends
+        if self._failed >= self._policy.max_attempts:
+            raise error
