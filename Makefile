@@ -163,7 +163,7 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 	@touch $@
 
 .prometheus/.ready: tools/install_prometheus.sh
-	@echo "Unpacking a Prometheus server to test with into .prometheus: 100 MB, once."
+	@echo "Unpacking Prometheus, Alertmanager and the blackbox exporter to test with into .prometheus: 150 MB, once."
 	@tools/install_prometheus.sh .prometheus
 	@touch $@
 
