@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +22,37 @@ PIECES = ("▁", "▁hello", "▁world", "▁the", "a", "b", "c", "d", "e", "l",
 Arrays = Mapping[str, NDArray[np.float32]]
 
 
-def write_tiny_model(directory: Path, *, seed: int = 7, vocabulary_size: int = 40) -> None:
+@dataclass(frozen=True, slots=True)
+class TinyShape:
+    """How much a model computes."""
+
+    hidden: int = HIDDEN
+    layers: int = LAYERS
+    intermediate: int = INTERMEDIATE
+
+
+TINY = TinyShape()
+
+
+def write_tiny_model(directory: Path, *, seed: int = 7, vocabulary_size: int = 40, shape: TinyShape = TINY) -> None:
     """Writes config.json, tokenizer.json, model.safetensors and both heads; the same seed gives the same files."""
     random = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(tiny_config(vocabulary_size), indent=2))
+    (directory / "config.json").write_text(json.dumps(tiny_config(vocabulary_size, shape), indent=2))
     write_tiny_tokenizer(directory / "tokenizer.json")
-    save_file(dict(tiny_encoder(random, vocabulary_size)), directory / "model.safetensors")
-    write_torch_archive(directory / "sparse_linear.pt", linear_head(random, 1))
-    write_torch_archive(directory / "colbert_linear.pt", linear_head(random, HIDDEN))
+    save_file(dict(tiny_encoder(random, vocabulary_size, shape)), directory / "model.safetensors")
+    write_torch_archive(directory / "sparse_linear.pt", linear_head(random, 1, shape))
+    write_torch_archive(directory / "colbert_linear.pt", linear_head(random, shape.hidden, shape))
 
 
-def tiny_config(vocabulary_size: int = 40) -> dict[str, object]:
+def tiny_config(vocabulary_size: int = 40, shape: TinyShape = TINY) -> dict[str, object]:
     """The model's config.json."""
     return {
         "model_type": "xlm-roberta",
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
         "num_attention_heads": 4,
-        "intermediate_size": INTERMEDIATE,
+        "intermediate_size": shape.intermediate,
         "hidden_act": "gelu",
         "vocab_size": vocabulary_size,
         "max_position_embeddings": POSITIONS,
@@ -63,32 +76,34 @@ def write_tiny_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def tiny_encoder(random: np.random.Generator, vocabulary_size: int = 40) -> Arrays:
+def tiny_encoder(random: np.random.Generator, vocabulary_size: int = 40, shape: TinyShape = TINY) -> Arrays:
     """The encoder's tensors under the names that checkpoints give them."""
+    width, layers = shape.hidden, range(shape.layers)
     return {
-        "embeddings.word_embeddings.weight": _numbers(random, vocabulary_size, HIDDEN),
-        "embeddings.position_embeddings.weight": _numbers(random, POSITIONS, HIDDEN),
-        "embeddings.token_type_embeddings.weight": _numbers(random, 1, HIDDEN),
-        **_layer_norm(random, "embeddings.LayerNorm"),
-        **{name: array for layer in range(LAYERS) for name, array in _layer(random, f"encoder.layer.{layer}").items()},
+        "embeddings.word_embeddings.weight": _numbers(random, vocabulary_size, width),
+        "embeddings.position_embeddings.weight": _numbers(random, POSITIONS, width),
+        "embeddings.token_type_embeddings.weight": _numbers(random, 1, width),
+        **_layer_norm(random, "embeddings.LayerNorm", width),
+        **{name: array for layer in layers for name, array in _layer(random, f"encoder.layer.{layer}", shape).items()},
     }
 
 
-def linear_head(random: np.random.Generator, outputs: int) -> Arrays:
-    """A head's tensors: `weight` [outputs, HIDDEN] and `bias` [outputs]."""
-    return {"weight": _numbers(random, outputs, HIDDEN), "bias": _numbers(random, outputs)}
+def linear_head(random: np.random.Generator, outputs: int, shape: TinyShape = TINY) -> Arrays:
+    """A head's tensors: `weight` [outputs, hidden] and `bias` [outputs]."""
+    return {"weight": _numbers(random, outputs, shape.hidden), "bias": _numbers(random, outputs)}
 
 
-def _layer(random: np.random.Generator, prefix: str) -> Arrays:
+def _layer(random: np.random.Generator, prefix: str, shape: TinyShape) -> Arrays:
+    width, inner = shape.hidden, shape.intermediate
     return {
-        **_linear(random, f"{prefix}.attention.self.query", HIDDEN, HIDDEN),
-        **_linear(random, f"{prefix}.attention.self.key", HIDDEN, HIDDEN),
-        **_linear(random, f"{prefix}.attention.self.value", HIDDEN, HIDDEN),
-        **_linear(random, f"{prefix}.attention.output.dense", HIDDEN, HIDDEN),
-        **_layer_norm(random, f"{prefix}.attention.output.LayerNorm"),
-        **_linear(random, f"{prefix}.intermediate.dense", HIDDEN, INTERMEDIATE),
-        **_linear(random, f"{prefix}.output.dense", INTERMEDIATE, HIDDEN),
-        **_layer_norm(random, f"{prefix}.output.LayerNorm"),
+        **_linear(random, f"{prefix}.attention.self.query", width, width),
+        **_linear(random, f"{prefix}.attention.self.key", width, width),
+        **_linear(random, f"{prefix}.attention.self.value", width, width),
+        **_linear(random, f"{prefix}.attention.output.dense", width, width),
+        **_layer_norm(random, f"{prefix}.attention.output.LayerNorm", width),
+        **_linear(random, f"{prefix}.intermediate.dense", width, inner),
+        **_linear(random, f"{prefix}.output.dense", inner, width),
+        **_layer_norm(random, f"{prefix}.output.LayerNorm", width),
     }
 
 
@@ -96,8 +111,8 @@ def _linear(random: np.random.Generator, prefix: str, inputs: int, outputs: int)
     return {f"{prefix}.weight": _numbers(random, outputs, inputs), f"{prefix}.bias": _numbers(random, outputs)}
 
 
-def _layer_norm(random: np.random.Generator, prefix: str) -> Arrays:
-    return {f"{prefix}.weight": 1 + _numbers(random, HIDDEN), f"{prefix}.bias": _numbers(random, HIDDEN)}
+def _layer_norm(random: np.random.Generator, prefix: str, width: int) -> Arrays:
+    return {f"{prefix}.weight": 1 + _numbers(random, width), f"{prefix}.bias": _numbers(random, width)}
 
 
 def _numbers(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
