@@ -17,6 +17,7 @@ from trivec_server.cli_network import network_options, network_settings
 from trivec_server.cli_options import Line, option
 from trivec_server.cli_repository import repository_option, repository_options, repository_settings
 from trivec_server.cli_security import security_options, security_settings
+from trivec_server.cli_token import token
 from trivec_server.cli_tracing import tracing_options, tracing_settings
 from trivec_server.errors import CommandError, TrivecError
 from trivec_server.settings import LOG_FORMATS, LOG_LEVELS, ServeSettings
@@ -94,7 +95,7 @@ def serve(**given: Any) -> None:
     try:
         from trivec_server.logs import configure_logs  # noqa: PLC0415 - the client commands do without these packages
 
-        configure_logs(settings.log_level, settings.log_format)
+        configure_logs(settings.log_level, settings.log_format, logs_texts=settings.log_texts)
         from trivec_server import lifecycle  # noqa: PLC0415 - the same
         from trivec_server.greeting import greet  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
@@ -195,5 +196,5 @@ def export(model: str, model_repository: Path, engine: str, precision: str | Non
     )
 
 
-for _command in (*cli_client.COMMANDS, doctor):
+for _command in (*cli_client.COMMANDS, doctor, token):
     cli.add_command(_command)

@@ -65,7 +65,7 @@ def security_settings(given: dict[str, Any]) -> dict[str, Any]:
     The fields of ServeSettings that are not what their option was given, which it takes out of `given`.
 
     Raises:
-        click.BadParameter: a file of TLS is given without another that it needs.
+        click.BadParameter: an option is of no use without, or with, another.
     """
     certificate, key, client_ca = (given.pop(f"tls_{name}") for name in ("certificate", "private_key", "client_ca"))
     if certificate is None and (key is not None or client_ca is not None):
@@ -73,5 +73,7 @@ def security_settings(given: dict[str, Any]) -> dict[str, Any]:
         raise click.BadParameter("needs --tls-certificate beside it", param_hint=lone)
     if certificate is not None and key is None:
         raise click.BadParameter("needs --tls-private-key beside it", param_hint="--tls-certificate")
+    if given["management_port"] is not None and given["management"] == Management.OFF.value:
+        raise click.BadParameter("is of no use with --management off", param_hint="--management-port")
     tls = None if certificate is None else TlsSettings(certificate=certificate, private_key=key, client_ca=client_ca)
     return {"tls": tls, "management": Management(given.pop("management"))}

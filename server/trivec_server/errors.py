@@ -55,6 +55,18 @@ class Overloaded(TrivecError):
         self.retry_after_s = retry_after_s
 
 
+class LimitOfIdentity(Overloaded):
+    """A limit of the caller's own is reached, whatever the server's load."""
+
+
+class Unauthenticated(TrivecError):
+    """The call shows no credentials, or such as nobody has. The message holds nothing of them."""
+
+
+class PermissionDenied(TrivecError):
+    """The caller may not do this."""
+
+
 class DeadlineExceeded(TrivecError):
     """The request's deadline, or the queue's timeout, passed before the request was computed."""
 

@@ -1,11 +1,13 @@
 """
-Structured logs on stderr: one event a line, as text or JSON. Texts and tokens of users are never logged.
+Structured logs on stderr: one event a line, as text or JSON. Texts of users are logged by `log_texts` alone, and only
+if the process was told to; tokens and passwords never are.
 
 What is logged can be changed while the server runs: it is a setting of the process, as its stderr is.
 """
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -35,6 +37,7 @@ class _Process:
     def __init__(self) -> None:
         self.settings = LogSettings()
         self.log_format = "text"
+        self.logs_texts = False
         self.levels = _enabled(self.settings)
 
 
@@ -62,6 +65,9 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
+_text_log = get_logger(__name__)
+
+
 def log_settings() -> LogSettings:
     """What this process logs now."""
     return _process.settings
@@ -79,9 +85,19 @@ def log_level_and_format() -> tuple[str, str]:
     return level, _process.log_format
 
 
-def configure_logs(level: str, log_format: str) -> None:
-    """Sets level (one of settings.LOG_LEVELS) and format (one of settings.LOG_FORMATS) for the process."""
+def log_texts(request_id: str, texts: Sequence[str]) -> None:
+    """Logs the texts of a request, where `configure_logs` was told so."""
+    if _process.logs_texts:
+        _text_log.info("texts of a request", request_id=request_id, texts=list(texts))
+
+
+def configure_logs(level: str, log_format: str, *, logs_texts: bool = False) -> None:
+    """
+    Sets level (one of settings.LOG_LEVELS) and format (one of settings.LOG_FORMATS) for the process, and whether texts
+    of requests are logged, at level info.
+    """
     _process.log_format = log_format
+    _process.logs_texts = logs_texts
     set_log_settings(
         LogSettings(
             info=level in {"debug", "info"},
@@ -115,6 +131,8 @@ def configure_logs(level: str, log_format: str) -> None:
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_telling)
     # grpc and huggingface_hub use the standard library's logging.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if logs_texts:
+        _text_log.warning("the texts of all requests are logged, as --log-texts asks: for debugging alone")
 
 
 def _drop_unwanted(_: WrappedLogger, method: str, event: EventDict) -> EventDict:

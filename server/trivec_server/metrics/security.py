@@ -1,8 +1,29 @@
 """The series of TLS and of who calls."""
 
+import enum
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 _RESULTS = ("success", "failure")
+
+
+class AuthFailure(enum.Enum):
+    """Why a call was not admitted."""
+
+    NO_CREDENTIALS = "no_credentials"
+    UNKNOWN_CREDENTIALS = "unknown_credentials"
+    SCOPE = "scope"
+    MANAGEMENT = "management"
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityMetrics:
+    """The series of one identity."""
+
+    requests: Counter
+    rate_refusals: Counter
+    concurrency_refusals: Counter
 
 
 class SecurityMetrics:
@@ -18,6 +39,24 @@ class SecurityMetrics:
         self._certificate_reloads = Counter(
             "trivec_certificate_reloads", "Changed certificates taken up, or refused.", ("result",), registry=registry
         )
+        self._access_reloads = Counter(
+            "trivec_access_reloads", "Changed access files taken up, or refused.", ("result",), registry=registry
+        )
+        self._auth_failures = Counter("trivec_auth_failures", "Calls not admitted.", ("reason",), registry=registry)
+        for reason in AuthFailure:
+            self._auth_failures.labels(reason.value)
+        self._identity_requests = Counter(
+            "trivec_identity_requests",
+            "Calls, and messages of streams, that an identity's limits let through.",
+            ("identity",),
+            registry=registry,
+        )
+        self._identity_refusals = Counter(
+            "trivec_identity_refusals",
+            "Calls, and messages of streams, past a limit of their identity.",
+            ("identity", "limit"),
+            registry=registry,
+        )
 
     def show_certificate(self, expires_at: float) -> None:
         """Shows when the server's certificate ends, in seconds since 1970; the counter of reloads, too."""
@@ -28,3 +67,24 @@ class SecurityMetrics:
     def certificate_reloaded(self, *, succeeded: bool) -> None:
         """Counts changed files that were taken up, or refused."""
         self._certificate_reloads.labels(_RESULTS[not succeeded]).inc()
+
+    def show_access(self) -> None:
+        """Shows the counter of reloads of the access file."""
+        for result in _RESULTS:
+            self._access_reloads.labels(result)
+
+    def access_reloaded(self, *, succeeded: bool) -> None:
+        """Counts a changed access file that was taken up, or refused."""
+        self._access_reloads.labels(_RESULTS[not succeeded]).inc()
+
+    def auth_failed(self, reason: AuthFailure) -> None:
+        """Counts a call that was not admitted."""
+        self._auth_failures.labels(reason.value).inc()
+
+    def identity(self, name: str) -> IdentityMetrics:
+        """The series of one identity, from now on shown. For any thread."""
+        return IdentityMetrics(
+            requests=self._identity_requests.labels(name),
+            rate_refusals=self._identity_refusals.labels(name, "rate"),
+            concurrency_refusals=self._identity_refusals.labels(name, "concurrency"),
+        )

@@ -4,6 +4,10 @@ import socket
 from ipaddress import IPv6Address, ip_address
 
 from trivec_server.errors import CommandError
+from trivec_server.logs import get_logger
+from trivec_server.settings import ServeSettings
+
+_log = get_logger(__name__)
 
 
 def is_loopback(host: str) -> bool:
@@ -27,23 +31,40 @@ def _is_loopback(text: str) -> bool:
     return address.is_loopback
 
 
-def refuse_plaintext(host: str, flag: str) -> None:
+def check_addresses(settings: ServeSettings) -> bool:
     """
-    Refuses to send plain text beyond this machine.
+    Whether the address of the services is loopback. Refuses to send plain text beyond this machine without leave, and
+    says what is risky.
 
     Raises:
-        CommandError: the host is not loopback, or cannot be resolved. It names the `flag`.
+        CommandError: an address is not loopback and must be, or cannot be resolved.
     """
+    is_local = _check_address(settings, settings.host, "--host")
+    if settings.access_file is not None and settings.tls is None and not is_local:
+        _log.warning("tokens arrive as plain text: whoever is on the way can take them; TLS keeps them secret")
+    if settings.management_port is not None:
+        is_within_reach = not _check_address(settings, settings.management_host, "--management-host")
+        if is_within_reach and (settings.tls is None or settings.tls.client_ca is None):
+            _log.warning(
+                "whoever reaches the management port may load and unload models: keep it within reach of few, or ask "
+                "for certificates with --tls-client-ca",
+                host=settings.management_host,
+            )
+    return is_local
+
+
+def _check_address(settings: ServeSettings, host: str, flag: str) -> bool:
     try:
-        is_safe = is_loopback(host)
+        is_local = is_loopback(host)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise CommandError(f"{flag} {host!r} cannot be resolved: {reason}") from error
-    if not is_safe:
+    if not is_local and settings.tls is None and not settings.allow_insecure:
         raise CommandError(
             f"{flag} {host} is not loopback, and without TLS whoever is on the way can read what is sent: give "
             "--tls-certificate and --tls-private-key, or --allow-insecure behind a proxy that ends TLS"
         )
+    return is_local
 
 
 def check_bindable(host: str, port: int) -> None:

@@ -17,6 +17,9 @@ import grpc
 from trivec_server.errors import Overloaded, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
+from trivec_server.transport.access import Caller
+from trivec_server.transport.access_file import Scope
+from trivec_server.transport.gate import Gate
 from trivec_server.transport.parse import parse_request_id
 from trivec_server.transport.status import CallStatus, StatusOf, status_of
 from trivec_server.transport.tracing import TRACE_PARENT_KEY, CallTrace, Tracing, named_trace_id
@@ -31,7 +34,8 @@ _REQUEST_ID_KEY = "x-request-id"
 class Call:
     """
     One call, or one message of a stream. `model` is set once it is known, for the metrics. `trace_parent` is the
-    caller's `traceparent`; `trace` is None where calls are not traced.
+    caller's `traceparent`; `trace` is None where calls are not traced, `caller` where nobody is asked who they are, and
+    in messages.
     """
 
     method: str
@@ -41,6 +45,7 @@ class Call:
     model: str = ""
     trace_parent: str = ""
     trace: CallTrace | None = None
+    caller: Caller | None = None
 
     def take_request_id(self, value: str) -> None:
         """
@@ -61,10 +66,17 @@ UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
 
 
 class CallScope:
-    """Opens and closes calls: one per server."""
+    """Opens, admits and closes calls: one per port."""
 
-    def __init__(self, metrics: Metrics, max_response_bytes: int, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_response_bytes: int,
+        gate: Gate,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._gate = gate
         self._tracing = tracing
         self._max_response_bytes = max_response_bytes
         # Unique over servers and restarts, and cheap: a counter behind a random start.
@@ -92,6 +104,51 @@ class CallScope:
             # Metadata that proxies add must not fail a call; the id it then has is in the response.
             _log.warning("x-request-id ignored: not printable ASCII of at most 128 characters", call=call.request_id)
         return call
+
+    def admit(self, call: Call, context: Context, needs: Scope | None = Scope.INFER) -> None:
+        """
+        Lets a call in, or does not. `needs` None: `require` is asked once that is known.
+
+        Raises:
+            Unauthenticated, PermissionDenied, LimitOfIdentity: why not.
+        """
+        if self._gate.asks or needs is not Scope.INFER:
+            call.caller = self._gate.admit(context, call.method, needs)
+
+    def require(self, call: Call, needs: Scope) -> None:
+        """
+        Checks what an admitted call needs.
+
+        Raises:
+            PermissionDenied: its caller lacks the scope.
+        """
+        self._gate.require(call.caller, call.method, needs)
+
+    def refusal(self, stream: Call) -> TrivecError | None:
+        """Why a stream may not go on, if so: its caller's credentials have been withdrawn."""
+        if stream.caller is None:
+            return None
+        try:
+            self._gate.recheck(stream.caller, stream.method)
+        except TrivecError as error:
+            return error
+        return None
+
+    def take_message(self, stream: Call) -> None:
+        """
+        Counts a message of a stream among the requests of its caller.
+
+        Raises:
+            LimitOfIdentity: there have been too many.
+        """
+        if stream.caller is not None:
+            self._gate.take_message(stream.caller)
+
+    def release(self, call: Call) -> None:
+        """The call is under way no more; once is enough."""
+        if call.caller is not None:
+            self._gate.release(call.caller)
+            call.caller = None
 
     def open_message(self, method: str, stream: Call) -> Call:
         """One message of a stream, which counts as a call of its own."""
@@ -136,6 +193,7 @@ class CallScope:
 
     def close(self, call: Call, code: str) -> None:
         """Counts a finished call."""
+        self.release(call)
         self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
         if call.trace is not None:
             call.trace.finish(code, call.model, call.request_id)
@@ -151,14 +209,32 @@ async def abort(context: Context, status: CallStatus, request_id: str) -> NoRetu
     raise AssertionError("abort always raises")
 
 
+async def admit_stream(scope: CallScope, call: Call, context: Context, status_of: StatusOf = status_of) -> None:
+    """Lets a stream in, or ends it. To be released, or closed, at its end."""
+    try:
+        scope.admit(call, context)
+    except TrivecError as error:
+        status = scope.failed(call, error, status_of)
+        scope.close(call, status.code.name)
+        await abort(context, status, call.request_id)
+
+
 def unary(
-    scope: CallScope, method: str, run: UnaryMethod, status_of: StatusOf = status_of
+    scope: CallScope,
+    method: str,
+    run: UnaryMethod,
+    status_of: StatusOf = status_of,
+    needs: Scope | None = Scope.INFER,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """A handler of raw bytes around a unary method. `status_of`: from errors to statuses."""
+    """
+    A handler of raw bytes around a unary method. `status_of`: from errors to statuses. `needs`: the scope that its
+    callers need; None: `run` asks for it.
+    """
 
     async def invoke(raw: bytes, context: Context) -> bytes:
         call = scope.open(method, context)
         try:
+            scope.admit(call, context, needs)
             response = await run(raw, call)
             scope.check_size(response)
         except asyncio.CancelledError:

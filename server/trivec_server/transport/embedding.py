@@ -6,6 +6,7 @@ import grpc
 from google.protobuf.message import Message
 from trivec.v1 import embedding_pb2 as pb
 
+from trivec_server.logs import log_texts
 from trivec_server.repository.registry import EmbeddingVersion, Registry, State, VersionRecord
 from trivec_server.serving.portions import Totals
 from trivec_server.serving.score import score_task
@@ -59,6 +60,7 @@ class EmbeddingService:
             limits=self._limits,
             max_result_bytes=self._limits.max_response_bytes,
         )
+        log_texts(call.request_id, task.texts)
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
         with ready.pipeline.in_use():
@@ -82,6 +84,7 @@ class EmbeddingService:
         task = parse.parse_score(
             message, request_id=call.request_id, deadline=call.deadline, size_bytes=len(raw), limits=self._limits
         )
+        log_texts(call.request_id, task.texts)
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
         weights = parse.parse_score_weights(message, ready.loaded.settings.score_weights)
@@ -119,6 +122,7 @@ class EmbeddingService:
         call.take_request_id(message.request_id)
         input_type, truncation = parse.parse_tokenize(message, self._limits)
         asked = parse.parse_max_tokens(message.max_tokens)
+        log_texts(call.request_id, message.texts)
         ready = self._resolve(call, message.model, message.version)
         parse.check_max_tokens(asked, ready.loaded.max_tokens)
         limit = asked or ready.loaded.max_tokens

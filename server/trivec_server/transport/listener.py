@@ -1,4 +1,7 @@
-"""The gRPC server: one port with EmbeddingService, Triton's GRPCInferenceService, health and reflection."""
+"""
+The gRPC server: one port with EmbeddingService, Triton's GRPCInferenceService, health and reflection, and where it is
+asked for another one for management alone.
+"""
 
 import asyncio
 from typing import TypeAlias
@@ -6,21 +9,27 @@ from typing import TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 
 from trivec_server.errors import CommandError
+from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.repository.control import ModelControl
 from trivec_server.repository.registry import Registry, VersionRecord
 from trivec_server.settings import ServeSettings
-from trivec_server.transport.addresses import check_bindable, refuse_plaintext
+from trivec_server.transport.access import Access
+from trivec_server.transport.addresses import check_addresses, check_bindable
 from trivec_server.transport.calls import CallScope
 from trivec_server.transport.channel_options import channel_options
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
+from trivec_server.transport.gate import MANAGEMENT_PORT_RULE, Gate, main_port_rule
 from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from trivec_server.transport.kserve.service import InferenceService
+from trivec_server.transport.management import ServedElsewhere
+from trivec_server.transport.reflection import add_reflection
 from trivec_server.transport.tls import Certificates
 from trivec_server.transport.tracing import Tracing
+
+_log = get_logger(__name__)
 
 _WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
 
@@ -44,41 +53,72 @@ class Listener:
         control: ModelControl | None = None,
         tracing: Tracing | None = None,
     ) -> None:
+        """
+        Raises:
+            CommandError: an address is not loopback and there is neither TLS nor leave to do without; a certificate or
+                the access file cannot be used.
+        """
         self._settings = settings
         self._registry = registry
-        self._certificates = None if settings.tls is None else Certificates(settings.tls, metrics.security)
+        is_loopback = check_addresses(settings)
+        security = metrics.security
+        self._certificates = None if settings.tls is None else Certificates(settings.tls, security)
+        self._access = None
+        if settings.access_file is not None:
+            has_client_ca = settings.tls is not None and settings.tls.client_ca is not None
+            self._access = Access(settings.access_file, security, has_client_ca=has_client_ca)
         self._looking: asyncio.Future[None] | None = None
-        self._server = grpc.aio.server(options=channel_options(settings))
         self._health = _Health()
         self._draining = False
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        scope = CallScope(metrics, settings.limits.max_response_bytes, tracing)
+        gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
+        scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing)
         self._service = EmbeddingService(registry, settings.limits, scope)
         self._inference = InferenceService(settings, registry, scope, control)
-        self._server.add_generic_rpc_handlers((self._service.handler(), self._inference.handler()))
-        if settings.reflection:
-            names = (*_SERVER_NAMES[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        handlers = (self._service.handler(), self._inference.handler())
+        self._server = self._new_server(scope, handlers, _SERVER_NAMES[1:])
+        self._management: grpc.aio.Server | None = None
+        if settings.management_port is not None:
+            gate = Gate(None, MANAGEMENT_PORT_RULE, security)
+            scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing)
+            handlers = (self._inference.management_handler(scope), ServedElsewhere(scope))
+            self._management = self._new_server(scope, handlers, (INFERENCE_SERVICE_NAME,))
+        self.management_port: int | None = None
+
+    def _new_server(
+        self, scope: CallScope, handlers: tuple[grpc.GenericRpcHandler, ...], names: tuple[str, ...]
+    ) -> grpc.aio.Server:
+        """A server with these handlers, health and reflection."""
+        server = grpc.aio.server(options=channel_options(self._settings))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        server.add_generic_rpc_handlers(handlers)
+        if self._settings.reflection:
+            add_reflection(server, (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), scope)
+        return server
 
     async def start(self) -> int:
         """
-        Opens the port, with health NOT_SERVING; returns the port bound.
+        Opens the ports, with health NOT_SERVING; returns that of the services. `management_port` is the other one.
 
         Raises:
-            CommandError: the address cannot be bound, or is not loopback and there is neither TLS nor leave to do
-                without.
+            CommandError: an address cannot be bound.
         """
         for name in _SERVER_NAMES:
             await self._health.set(name, _NOT_SERVING)
-        port = self._bind(self._server, self._settings.host, self._settings.grpc_port)
+        settings = self._settings
+        port = self._bind(self._server, settings.host, settings.grpc_port, "--grpc-port and --host")
+        if self._management is not None and settings.management_port is not None:
+            flags = "--management-port and --management-host"
+            self.management_port = self._bind(
+                self._management, settings.management_host, settings.management_port, flags
+            )
+            await self._management.start()
+            _log.info("management port open", host=settings.management_host, port=self.management_port)
         await self._server.start()
-        if self._certificates is not None:
+        if self._certificates is not None or self._access is not None:
             self._looking = asyncio.ensure_future(self._look_for_changes())
         return port
 
-    def _bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
-        if self._certificates is None and not self._settings.allow_insecure:
-            refuse_plaintext(host, "--host")
+    def _bind(self, server: grpc.aio.Server, host: str, port: int, flags: str) -> int:
         address = f"{f'[{host}]' if ':' in host else host}:{port}"
         try:
             check_bindable(host, port)
@@ -89,14 +129,16 @@ class Listener:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise CommandError(
                 f"cannot listen on {address}: {reason}; stop the program that uses it, or choose another address with "
-                "--grpc-port and --host"
+                f"{flags}"
             ) from error
 
     async def _look_for_changes(self) -> None:
-        """Takes up certificates that have changed, until it is cancelled."""
-        while self._certificates is not None:
+        """Takes up certificates and an access file that have changed, until it is cancelled."""
+        while True:
             await asyncio.sleep(self._settings.security_look_s)
-            await asyncio.to_thread(self._certificates.look)
+            for files in (self._certificates, self._access):
+                if files is not None:
+                    await asyncio.to_thread(files.look)
 
     async def announce(self, record: VersionRecord) -> None:
         """Tells health watchers of a version's change of state."""
@@ -126,7 +168,8 @@ class Listener:
         self._health.end_watches()
         self._service.end_streams()
         self._inference.stop()
-        await self._server.stop(grace_s)
+        servers = [self._server] if self._management is None else [self._server, self._management]
+        await asyncio.gather(*(server.stop(grace_s) for server in servers))
 
 
 class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is not typed

@@ -18,6 +18,8 @@ _Codes: TypeAlias = tuple[tuple[type[errors.TrivecError], grpc.StatusCode], ...]
 _CODES: _Codes = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.InvalidTensor, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -33,12 +35,14 @@ _CODES: _Codes = (
 
 # Triton knows neither RESOURCE_EXHAUSTED nor, but for the client's own, DEADLINE_EXCEEDED.
 _KSERVE_CODES: _Codes = (
+    (errors.LimitOfIdentity, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Overloaded, grpc.StatusCode.UNAVAILABLE),
     (errors.QueueTimeout, grpc.StatusCode.UNAVAILABLE),
     (errors.ResponseTooLarge, grpc.StatusCode.INVALID_ARGUMENT),
     *_CODES,
 )
 _KSERVE_REASONS: tuple[tuple[type[errors.TrivecError], str], ...] = (
+    (errors.LimitOfIdentity, ""),
     (errors.Overloaded, "QUEUE_FULL"),
     (errors.QueueTimeout, "QUEUE_TIMEOUT"),
     (errors.ShuttingDown, "SHUTTING_DOWN"),

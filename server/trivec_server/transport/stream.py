@@ -15,14 +15,14 @@ import grpc
 from google.rpc import status_pb2
 from trivec.v1 import embedding_pb2 as pb
 
-from trivec_server.errors import InvalidRequest, Unavailable
-from trivec_server.logs import get_logger
+from trivec_server.errors import InvalidRequest, TrivecError, Unavailable
+from trivec_server.logs import get_logger, log_texts
 from trivec_server.repository.registry import EmbeddingVersion, Registry
 from trivec_server.serving.portions import Totals, estimated_held_bytes, portions
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
 from trivec_server.transport import parse
-from trivec_server.transport.calls import Call, CallScope, Context, abort
+from trivec_server.transport.calls import Call, CallScope, Context, abort, admit_stream
 from trivec_server.transport.render import render_embeddings, render_response, render_stream_message, split_parts
 from trivec_server.transport.room import Room
 from trivec_server.transport.utf8 import read_string
@@ -40,11 +40,12 @@ class EmbedStream:
         self._registry = registry
         self._limits = limits
         self._scope = scope
-        self._reading: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[TrivecError | None]] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Context) -> None:
         """Serves one call until the client has sent its last request and every answer is written."""
         call = self._scope.open("EmbedStream", context)
+        await admit_stream(self._scope, call, context)
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(call, context, tasks))
@@ -54,10 +55,15 @@ class EmbedStream:
             raise
         finally:
             self._reading.discard(reading)
-        if not reading.cancelled():
+            self._scope.release(call)
+        if reading.cancelled():
+            refusal: TrivecError | None = Unavailable("the server is shutting down; send the rest on a new stream")
+        else:
+            refusal = reading.result()
+        if refusal is None:
             self._scope.close(call, grpc.StatusCode.OK.name)
             return
-        status = self._scope.failed(call, Unavailable("the server is shutting down; send the rest on a new stream"))
+        status = self._scope.failed(call, refusal)
         self._scope.close(call, status.code.name)
         await abort(context, status, call.request_id)
 
@@ -66,8 +72,11 @@ class EmbedStream:
         for reading in self._reading:
             reading.cancel()
 
-    async def _read(self, call: Call, context: Context, answers: asyncio.TaskGroup) -> None:
-        """Reads requests as there is room for them and begins to answer them, until the client has sent its last."""
+    async def _read(self, call: Call, context: Context, answers: asyncio.TaskGroup) -> TrivecError | None:
+        """
+        Reads requests as there is room for them and begins to answer them, until the client has sent its last, or may
+        not go on: then gives the reason.
+        """
         room = Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
         writing = asyncio.Lock()
         while True:
@@ -75,7 +84,9 @@ class EmbedStream:
             # The stubs leave out that read() gives grpc.aio.EOF at the end.
             raw: object = await context.read()
             if not isinstance(raw, bytes):
-                return
+                return None
+            if (refusal := self._scope.refusal(call)) is not None:
+                return refusal
             with contextlib.ExitStack() as on_failure:
                 message = _StreamMessage(self, raw, call, context, writing)
                 on_failure.callback(message.release)
@@ -94,6 +105,7 @@ class EmbedStream:
         task = parse.parse_embed(
             request, request_id=call.request_id, deadline=call.deadline, size_bytes=size_bytes, limits=self._limits
         )
+        log_texts(call.request_id, task.texts)
         ready = self._registry.resolve(request.model, request.version)
         call.model = ready.key.name
         parse.check_max_tokens(task.max_tokens, ready.loaded.max_tokens)
@@ -134,7 +146,7 @@ class _StreamMessage:
         self._chunk_bytes = 0
         self._lease = contextlib.ExitStack()
         try:
-            self._parse(raw)
+            self._parse(raw, call)
         except Exception as error:  # noqa: BLE001 - answered by `answer`, on the stream
             self._error = error
 
@@ -176,7 +188,7 @@ class _StreamMessage:
             raise self._error or InvalidRequest("request", "is missing")
         return self._prepared
 
-    def _parse(self, raw: bytes) -> None:
+    def _parse(self, raw: bytes, call: Call) -> None:
         try:
             self._wire = parse.parse_message(raw, pb.EmbedStreamRequest, within="request.")
         except InvalidRequest:
@@ -188,6 +200,7 @@ class _StreamMessage:
             raise InvalidRequest("id", f"has {len(self._wire.id.encode())} bytes; at most {_MAX_ID_BYTES} are allowed")
         self._id = self._wire.id
         self._call.take_request_id(self._wire.request.request_id)
+        self._stream.scope.take_message(call)
         if not self._wire.HasField("request"):
             raise InvalidRequest("request", "is missing")
         self._chunk_bytes = parse.parse_chunk_bytes(self._wire.chunk_bytes, self._stream.limits)

@@ -5,6 +5,7 @@ from collections.abc import Coroutine, Sequence
 from typing import overload
 
 from trivec_server.errors import InvalidTensor
+from trivec_server.logs import log_texts
 from trivec_server.repository.registry import EmbeddingVersion
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.settings import Limits
@@ -35,6 +36,7 @@ class EmbedInference:
         Raises:
             InvalidTensor, InvalidRequest: the request is wrong.
         """
+        log_texts(call.request_id, inputs.texts)
         loaded = served.loaded
         options = parse_embed_parameters(parameters.custom, loaded.max_tokens)
         self._names, modes = choose_outputs(output_names(loaded.info.modes), inputs.outputs, options.modes)

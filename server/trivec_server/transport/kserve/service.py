@@ -12,6 +12,7 @@ from trivec_server.repository.control import ModelControl
 from trivec_server.repository.normalized_config import normalized_config
 from trivec_server.repository.registry import Registry
 from trivec_server.settings import ServeSettings
+from trivec_server.transport.access_file import Scope
 from trivec_server.transport.calls import Call, CallScope, UnaryMethod, unary
 from trivec_server.transport.kserve.inference import InferenceRequests
 from trivec_server.transport.kserve.log_settings import update_log_settings
@@ -53,17 +54,29 @@ class InferenceService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service's methods, on raw bytes."""
-        methods: dict[str, UnaryMethod] = {
-            "ModelInfer": self.model_infer,
-            "RepositoryIndex": self.repository_index,
-            "RepositoryModelLoad": self.load_model,
-            "RepositoryModelUnload": self.unload_model,
-            **self._described(),
-            **self._shared_memory(),
-        }
-        handlers = {name: unary(self._scope, name, run, kserve_status_of) for name, run in methods.items()}
+        handlers = self._handlers(self._scope)
+        handlers["ModelInfer"] = unary(self._scope, "ModelInfer", self.model_infer, kserve_status_of)
         handlers[STREAM_METHOD] = grpc.stream_stream_rpc_method_handler(self._stream.serve)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+
+    def management_handler(self, scope: CallScope) -> grpc.GenericRpcHandler:
+        """All methods but those that compute, for a port of their own; `scope` is that port's."""
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, self._handlers(scope))
+
+    def _handlers(self, scope: CallScope) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
+        """The methods that compute nothing."""
+        managing: dict[str, UnaryMethod] = {
+            "RepositoryModelLoad": self.load_model,
+            "RepositoryModelUnload": self.unload_model,
+            **self._registrations(),
+        }
+        reading: dict[str, UnaryMethod] = {"RepositoryIndex": self.repository_index, **self._described()}
+        both = self._settings_of(scope)
+        return {
+            name: unary(scope, name, run, kserve_status_of, needs)
+            for methods, needs in ((managing, Scope.ADMIN), (reading, Scope.INFER), (both, None))
+            for name, run in methods.items()
+        }
 
     def enter_drain(self) -> None:
         """ServerReady says no from now on; requests are still served."""
@@ -128,25 +141,34 @@ class InferenceService:
                 ),
             ),
             "ModelStatistics": _answering(pb.ModelStatisticsRequest, self._statistics),
-            "TraceSetting": _answering(
-                pb.TraceSettingRequest,
-                lambda asked: self._trace.update(
-                    asked.model_name, {key: list(setting.value) for key, setting in asked.settings.items()}
-                ),
-            ),
-            "LogSettings": _answering(pb.LogSettingsRequest, lambda asked: update_log_settings(asked.settings)),
+            "SystemSharedMemoryStatus": _answering(pb.SystemSharedMemoryStatusRequest, self._region_status),
+            "CudaSharedMemoryStatus": _answering(pb.CudaSharedMemoryStatusRequest, _cuda_status),
         }
 
-    def _shared_memory(self) -> dict[str, UnaryMethod]:
-        """The calls about shared memory."""
+    def _registrations(self) -> dict[str, UnaryMethod]:
+        """The calls that give and take the server memory of its machine."""
         return {
-            "SystemSharedMemoryStatus": _answering(pb.SystemSharedMemoryStatusRequest, self._region_status),
             "SystemSharedMemoryRegister": _answering(pb.SystemSharedMemoryRegisterRequest, self._register),
             "SystemSharedMemoryUnregister": _answering(pb.SystemSharedMemoryUnregisterRequest, self._unregister),
-            "CudaSharedMemoryStatus": _answering(pb.CudaSharedMemoryStatusRequest, _cuda_status),
             "CudaSharedMemoryRegister": _answering(pb.CudaSharedMemoryRegisterRequest, self._refuse_cuda),
             "CudaSharedMemoryUnregister": _answering(pb.CudaSharedMemoryUnregisterRequest, self._refuse_cuda),
         }
+
+    def _settings_of(self, scope: CallScope) -> dict[str, UnaryMethod]:
+        """The calls that tell settings, and change them if some are given."""
+
+        async def trace(raw: bytes, call: Call) -> bytes:
+            asked = parse_message(raw, pb.TraceSettingRequest)
+            scope.require(call, Scope.ADMIN if asked.settings else Scope.INFER)
+            given = {key: list(setting.value) for key, setting in asked.settings.items()}
+            return self._trace.update(asked.model_name, given).SerializeToString()
+
+        async def log(raw: bytes, call: Call) -> bytes:
+            asked = parse_message(raw, pb.LogSettingsRequest)
+            scope.require(call, Scope.ADMIN if asked.settings else Scope.INFER)
+            return update_log_settings(asked.settings).SerializeToString()
+
+        return {"TraceSetting": trace, "LogSettings": log}
 
     def _is_ready(self) -> bool:
         if self._is_draining:

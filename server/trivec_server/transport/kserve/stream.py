@@ -15,10 +15,10 @@ from typing import TypeAlias
 import grpc
 from inference import grpc_service_pb2 as pb
 
-from trivec_server.errors import InvalidRequest, InvalidTensor, Overloaded, ShuttingDown
+from trivec_server.errors import InvalidRequest, InvalidTensor, Overloaded, ShuttingDown, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.settings import Limits
-from trivec_server.transport.calls import Call, CallScope, Context, abort
+from trivec_server.transport.calls import Call, CallScope, Context, abort, admit_stream
 from trivec_server.transport.kserve.inference import FINAL_RESPONSE, STOPPING, InferenceRequest, InferenceRequests
 from trivec_server.transport.parse import parse_message
 from trivec_server.transport.room import Room
@@ -41,11 +41,12 @@ class InferStream:
         self._requests = requests
         self._limits = limits
         self._scope = scope
-        self._reading: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[TrivecError | None]] = set()
 
     async def serve(self, _: AsyncIterator[bytes], context: Context) -> None:
         """Serves one call until the client has sent its last request and every answer is written."""
         call = self._scope.open(METHOD, context)
+        await admit_stream(self._scope, call, context, kserve_status_of)
         ends_on_error = (_ERRORS_KEY, "true") in tuple(context.invocation_metadata() or ())
         answers: _Answers = asyncio.Queue()
         room = Room(self._limits.max_stream_requests, self._limits.max_stream_result_bytes)
@@ -60,8 +61,13 @@ class InferStream:
         except asyncio.CancelledError:
             self._scope.close(call, grpc.StatusCode.CANCELLED.name)
             raise
-        if failed is None and was_stopped:
-            failed = self._scope.failed(call, ShuttingDown(STOPPING), kserve_status_of)
+        finally:
+            self._scope.release(call)
+        refusal: TrivecError | None = ShuttingDown(STOPPING) if was_stopped else None
+        if not reading.cancelled():
+            refusal = reading.result()
+        if failed is None and refusal is not None:
+            failed = self._scope.failed(call, refusal, kserve_status_of)
         if failed is None:
             self._scope.close(call, grpc.StatusCode.OK.name)
             return
@@ -75,18 +81,23 @@ class InferStream:
 
     async def _read(
         self, call: Call, context: Context, room: Room, tasks: asyncio.TaskGroup, answers: _Answers
-    ) -> None:
-        """Reads requests as there is room for them and begins to compute them, until the client has sent its last."""
+    ) -> TrivecError | None:
+        """
+        Reads requests as there is room for them and begins to compute them, until the client has sent its last, or may
+        not go on: then gives the reason.
+        """
         try:
             while True:
                 await room.wait_for_slot()
                 # The stubs leave out that read() gives grpc.aio.EOF at the end.
                 raw: object = await context.read()
                 if not isinstance(raw, bytes):
-                    return
+                    return None
+                if (refusal := self._scope.refusal(call)) is not None:
+                    return refusal
                 with contextlib.ExitStack() as on_failure:
                     opened = self._scope.open_message(f"{METHOD}.message", call)
-                    message = _Message(raw, opened, self._requests, self._scope)
+                    message = _Message(raw, opened, call, self._requests, self._scope)
                     on_failure.callback(message.release)
                     await room.take(message.held_bytes)
                     computing = tasks.create_task(message.compute())
@@ -124,7 +135,7 @@ class InferStream:
 class _Message:
     """One request of a stream, from bytes to the bytes of its answer."""
 
-    def __init__(self, raw: bytes, call: Call, requests: InferenceRequests, scope: CallScope) -> None:
+    def __init__(self, raw: bytes, call: Call, stream: Call, requests: InferenceRequests, scope: CallScope) -> None:
         self.call = call
         self.answer = b""
         self.failed: CallStatus | None = None
@@ -137,7 +148,7 @@ class _Message:
         self._error: Exception | None = None
         self._lease = contextlib.ExitStack()
         try:
-            self._prepare(raw, requests)
+            self._prepare(raw, stream, requests)
         except Exception as error:  # noqa: BLE001 - answered by `compute`, on the stream
             self._error = error
 
@@ -168,7 +179,7 @@ class _Message:
             raise self._error or InvalidRequest("request", "is missing")
         return self._request
 
-    def _prepare(self, raw: bytes, requests: InferenceRequests) -> None:
+    def _prepare(self, raw: bytes, stream: Call, requests: InferenceRequests) -> None:
         try:
             message = parse_message(raw, pb.ModelInferRequest)
         except InvalidRequest:
@@ -176,6 +187,7 @@ class _Message:
             self._id = read_string(raw, pb.ModelInferRequest, "id")
             raise
         self._id, self._model = message.id, message.model_name
+        self._scope.take_message(stream)
         self._request = requests.prepare(message, self.call, len(raw))
         self._lease.enter_context(self._request.in_use())
         self.held_bytes = max(self.held_bytes, self._request.held_bytes)
