@@ -97,13 +97,17 @@ bench-memory: .venv/.test ## Measure the server's memory and start; ARGS=--full-
 chaos-small: .venv/.test ## Send 2,000 requests with random cancellations and deadlines.
 	.venv/bin/python -m benchmarks.chaos $(ARGS)
 
+.PHONY: image-check
+image-check: .venv/.test ## Build the container image, run it read-only, call it, stop it. Needs root, buildah, debootstrap, crun.
+	.venv/bin/python -m tools.check_image
+
 .PHONY: pins
 pins: ## Write the constraints files anew, with the newest versions.
 	tools/write_constraints.sh $(PYTHON)
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx benchmarks/out build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx benchmarks/out .image build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
