@@ -30,7 +30,7 @@ class AnyClient:
 
 
 @asynccontextmanager
-async def connect(kind: Kind, target: str, **settings: Any) -> AsyncIterator[AnyClient]:
+async def connect(kind: Kind, target: str | list[str], **settings: Any) -> AsyncIterator[AnyClient]:
     """A client of either kind, closed at the end."""
     if kind == "asyncio":
         async with AsyncTrivecClient(target, **settings) as client:

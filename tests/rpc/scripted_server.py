@@ -6,6 +6,7 @@ nonsense cannot be had from a healthy server.
 """
 
 import asyncio
+import struct
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -23,7 +24,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 from trivec.v1 import embedding_pb2 as pb
@@ -90,6 +92,18 @@ class Ending:
     """EmbedStream ends well after `after_messages` messages, without the final one."""
 
     after_messages: int = 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server reports of itself: the share of its capacity in use, and answers per second."""
+
+    utilization: float
+    rate: float
+
+    def serialize(self) -> bytes:
+        """An xds.data.orca.v3.OrcaLoadReport: double rps_fractional = 6, double application_utilization = 9."""
+        return struct.pack("<BdBd", 6 << 3 | 1, self.rate, 9 << 3 | 1, self.utilization)
 
 
 def overloaded(retry_after_s: float) -> Failure:
@@ -187,7 +201,8 @@ class Script(embedding_pb2_grpc.EmbeddingServiceServicer):
     """
     The service. `failures` are met in order by calls to Embed, EmbedStream and Score, one each; None is a success.
     `requests` are those calls. `gate`, while cleared, holds them before they answer. `versions`, where not empty,
-    are the versions that they answer with, in turn.
+    are the versions that they answer with, in turn. `health` says SERVING until told otherwise. `load`, where there is
+    one, goes with every answer of Embed.
     """
 
     failures: deque[Failure | Ending | None] = field(default_factory=deque)
@@ -210,6 +225,8 @@ class Script(embedding_pb2_grpc.EmbeddingServiceServicer):
     running: int = 0
     most_running: int = 0
     cancelled: int = 0
+    load: "Load | None" = None
+    health: health_aio.HealthServicer = field(default_factory=health_aio.HealthServicer)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def __post_init__(self) -> None:
@@ -248,6 +265,8 @@ class Script(embedding_pb2_grpc.EmbeddingServiceServicer):
         async with self.call(request, context) as failure:
             if isinstance(failure, Failure):
                 await context.abort_with_status(rpc_status.to_status(failure.status(request.request_id)))
+            if self.load is not None:
+                context.set_trailing_metadata((("endpoint-load-metrics-bin", self.load.serialize()),))
             embeddings = [each for index in range(len(request.texts)) for each in chunks(request, index, None)]
             return pb.EmbedResponse(model="scripted", version=self.version(), embeddings=embeddings)
 
@@ -346,17 +365,15 @@ def score_of(query: str, passage: str, weights: pb.ScoreWeights, index: int) -> 
 
 
 @asynccontextmanager
-async def serve(
-    script: embedding_pb2_grpc.EmbeddingServiceServicer, *, port: int = 0, tls: bool = False
-) -> AsyncIterator[str]:
+async def serve(script: Script, *, port: int = 0, host: str = "127.0.0.1", tls: bool = False) -> AsyncIterator[str]:
     """Serves on a free port, or on `port`; gives the target."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 500)])
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(script, server)
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    await health_servicer.set("broken", health_pb2.HealthCheckResponse.NOT_SERVING)
-    address = f"127.0.0.1:{port}"
+    health_pb2_grpc.add_HealthServicer_to_server(script.health, server)
+    for name in ("", SERVICE, "scripted"):
+        await script.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await script.health.set("broken", health_pb2.HealthCheckResponse.NOT_SERVING)
+    address = f"{host}:{port}"
     if tls:
         pair = _issued()[1:]
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
@@ -364,6 +381,6 @@ async def serve(
         port = server.add_insecure_port(address)
     await server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"{host}:{port}"
     finally:
         await server.stop(None)

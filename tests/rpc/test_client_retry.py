@@ -5,9 +5,7 @@ Time is a clock that jumps by each wait, so that nothing here waits; `random` is
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
@@ -25,33 +23,8 @@ from trivec_client import (
 from trivec_client.errors import STATUS_DETAILS_KEY
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
+from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
 from tests.rpc.scripted_server import Ending, Failure, Script, dense_of, overloaded, rows_of, serve, unavailable
-
-
-@dataclass
-class JumpingClock:
-    """A clock that moves by the waits alone, and writes them down."""
-
-    waits_s: list[float] = field(default_factory=list)
-    now: float = 100.0
-    chance: float = 0.0
-
-    def now_s(self) -> float:
-        return self.now
-
-    def random(self) -> float:
-        return self.chance
-
-    def sleep(self, delay_s: float, interrupted: threading.Event) -> None:
-        self.waits_s.append(delay_s)
-        self.now += delay_s
-
-
-class AsyncJumpingClock(JumpingClock):
-    async def sleep(self, delay_s: float) -> None:  # type: ignore[override]
-        super().sleep(delay_s, threading.Event())
-        await asyncio.sleep(0)
-
 
 POLICY = RetryPolicy(max_attempts=5, initial_backoff_s=0.1, max_backoff_s=0.4, multiplier=2, jitter=0.5)
 STREAMED = {"return_colbert_vecs": True}

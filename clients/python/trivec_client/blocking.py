@@ -125,7 +125,10 @@ class BlockingRunner:
                 self._clock.sleep(delay_s, running.interrupted)
         except TrivecClientError as error:
             raise error.in_context(
-                request_id=job.request_id, first_index=job.first_index, target=str(self._connection.targets)
+                request_id=job.request_id,
+                first_index=job.first_index,
+                target=str(self._connection.targets),
+                health_service=self._connection.health_service,
             ) from None
 
     def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:

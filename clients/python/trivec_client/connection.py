@@ -22,10 +22,12 @@ class Connection:
 
     Attributes:
         balancing: None: one server, or several of which gRPC takes one.
+        health_service: what the servers must say SERVING of, where there is balancing.
     """
 
     targets: Targets
     balancing: Balancing | None
+    health_service: str
     credentials: grpc.ChannelCredentials | None
     options: tuple[ChannelOption, ...]
     metadata: tuple[tuple[str, str], ...] = field(repr=False)
@@ -70,6 +72,7 @@ class Connection:
         return cls(
             targets=targets,
             balancing=balancing,
+            health_service=health_service,
             credentials=secured,
             options=(*made, *options),
             metadata=(*metadata, *_authorization(token, metadata)),

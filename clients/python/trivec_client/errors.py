@@ -62,10 +62,11 @@ class TrivecClientError(Exception):
         request = f" (request {self.request_id})" if self.request_id else ""
         return f"{self.code.name}: {self.message}{request}"
 
-    def in_context(self, *, request_id: str, first_index: int, target: str) -> Self:
+    def in_context(self, *, request_id: str, first_index: int, target: str, health_service: str = "") -> Self:
         """
         The same error as the caller sees it: indices shifted by the index of the request's first text, the target
         named where the server was not reached or did not answer, with what to look at there, the request id filled in.
+        `health_service` is what the servers of a cluster must say SERVING of.
         """
 
         def shift(text: str) -> str:
@@ -75,7 +76,7 @@ class TrivecClientError(Exception):
         unanswered = self.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
         return type(self)(
             self.code,
-            f"{target}: {spoken}{_hint(spoken)}" if unanswered else spoken,
+            f"{target}: {spoken}{_hint(spoken, health_service)}" if unanswered else spoken,
             violations=[FieldViolation(shift(each.field), shift(each.description)) for each in self.violations],
             request_id=self.request_id or request_id,
             retry_after_s=self.retry_after_s,
@@ -83,9 +84,11 @@ class TrivecClientError(Exception):
         )
 
 
-def _hint(message: str) -> str:
+def _hint(message: str, health_service: str) -> str:
     """What to look at where gRPC says that it could not connect."""
     message = message.lower()
+    if "backend unhealthy" in message:
+        return f"; no server says SERVING of {health_service!r}: `trivec health` and `trivec models` tell more of each"
     if "failed to connect" not in message:
         return ""
     if "handshake failed" in message:

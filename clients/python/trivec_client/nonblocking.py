@@ -76,7 +76,10 @@ class AsyncRunner:
                 await self._clock.sleep(delay_s)
         except TrivecClientError as error:
             raise error.in_context(
-                request_id=job.request_id, first_index=job.first_index, target=str(self._connection.targets)
+                request_id=job.request_id,
+                first_index=job.first_index,
+                target=str(self._connection.targets),
+                health_service=self._connection.health_service,
             ) from None
 
     def _check_open(self) -> None:
