@@ -191,7 +191,7 @@ class BatchRunner(ABC, Generic[TicketT]):
 
     def _observe(self, batch: Batch[TicketT], output: Any, compute_s: float) -> None:
         rows, tokens = len(batch.tokens.lengths), len(batch.tokens.token_ids)
-        self._batcher.record_speed(tokens, compute_s)
+        self._batcher.record_speed(tokens, compute_s, left_work=batch.left_work)
         self._metrics.compute_duration_s.observe(compute_s)
         self._metrics.batch_rows.observe(rows)
 

@@ -16,6 +16,7 @@ from typing import Generic, Protocol
 import numpy as np
 
 from trivec_server.backends.interface import TokenBatch
+from trivec_server.serving.backlog import Backlog
 from trivec_server.serving.selection import BatchLimits, Selection, select
 from trivec_server.serving.ticket import Pending, Share, TicketT
 
@@ -26,12 +27,16 @@ _BUDGET_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[TicketT]):
-    """Slices that run together, in the order of `tokens`. `is_retry`: an engine has died with it before."""
+    """
+    Slices that run together, in the order of `tokens`. `is_retry`: an engine has died with it before. `left_work`:
+    there was more to do than went into it.
+    """
 
     slices: Sequence[Pending[TicketT]]
     tokens: TokenBatch
     started_at: float
     is_retry: bool = False
+    left_work: bool = False
 
 
 class Inbox(Protocol[TicketT]):
@@ -74,8 +79,10 @@ class Batcher(Generic[TicketT]):
         self._tokenizer_may_work = threading.Condition(lock)
         self._inbox = inbox
         self._queue: list[Pending[TicketT]] = []
-        self._queued_tokens = 0
+        self.backlog = Backlog()
         self._idle_engines = 0
+        self._idle_s = 0.0
+        self._idle_counted_at = clock()
         self._tokenizing = False
         self._hurrying = False
         self._closing = False
@@ -85,7 +92,7 @@ class Batcher(Generic[TicketT]):
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a batch."""
-        return self._queued_tokens
+        return self.backlog.tokens
 
     @property
     def token_budget(self) -> int:
@@ -94,8 +101,15 @@ class Batcher(Generic[TicketT]):
 
     @property
     def backlog_s(self) -> float:
-        """How long the queue's work will take, by the engine's recent speed."""
-        return self._queued_tokens * self._seconds_per_token
+        """How long one engine will take for the queue's work, by its recent speed."""
+        known = self.backlog.seconds_per_token
+        return self.backlog.tokens * (self._seconds_per_token if known is None else known)
+
+    def idle_engine_s(self) -> float:
+        """For how long engines have waited for work since the start, all of them together."""
+        with self._engine_may_work:
+            self._count_idle(0)
+            return self._idle_s
 
     def start(self) -> None:
         """Starts the thread that tokenizes while the engines compute."""
@@ -130,9 +144,9 @@ class Batcher(Generic[TicketT]):
                     self._engine_may_work.notify_all()
                     return None
                 wait_s = None if selection.wake_at is None else max(0.0, selection.wake_at - self._clock())
-                self._idle_engines += 1
+                self._count_idle(1)
                 self._engine_may_work.wait(wait_s)
-                self._idle_engines -= 1
+                self._count_idle(-1)
 
     def take_now(self) -> Batch[TicketT] | None:
         """The next batch if there is one at once, tokenizing what has arrived; None otherwise."""
@@ -158,9 +172,11 @@ class Batcher(Generic[TicketT]):
                 self._limits = replace(self._limits, token_budget=lower)
             return self._limits.token_budget
 
-    def record_speed(self, tokens: int, compute_s: float) -> None:
-        """Takes the duration of a finished batch into the estimate of the engine's speed."""
+    def record_speed(self, tokens: int, compute_s: float, *, left_work: bool = False) -> None:
+        """Takes the duration of a finished batch into the estimates of the engine's speed."""
         self._seconds_per_token += _RATE_SMOOTHING * (compute_s / tokens - self._seconds_per_token)
+        with self._engine_may_work:
+            self.backlog.learn(tokens, compute_s, left_work=left_work)
 
     def hurry(self) -> None:
         """From now on nothing waits for company: this batcher is about to be closed."""
@@ -201,7 +217,7 @@ class Batcher(Generic[TicketT]):
             self._engine_may_work.acquire()
             self._tokenizing = False
         self._queue.extend(slices)
-        self._queued_tokens += sum(pending.tokens for pending in slices)
+        self.backlog.add(slices)
         if self._idle_engines:
             self._engine_may_work.notify()
         if self._closing:
@@ -242,11 +258,18 @@ class Batcher(Generic[TicketT]):
             if rest is not None:
                 left.append(rest)
         self._replace_queue(left)
-        return _form(slices, started_at) if slices else None
+        return _form(slices, started_at, left_work=bool(left or self._inbox)) if slices else None
 
     def _replace_queue(self, queue: list[Pending[TicketT]]) -> None:
         self._queue = queue
-        self._queued_tokens = sum(pending.tokens for pending in queue)
+        self.backlog.recount(queue)
+
+    def _count_idle(self, change: int) -> None:
+        """So many more engines wait for work from now on."""
+        now = self._clock()
+        self._idle_s += (now - self._idle_counted_at) * self._idle_engines
+        self._idle_counted_at = now
+        self._idle_engines += change
 
 
 def halve(batch: Batch[TicketT]) -> tuple[Batch[TicketT], Batch[TicketT]]:
@@ -272,11 +295,11 @@ def apart(batch: Batch[TicketT]) -> list[Batch[TicketT]]:
     return [_form([pending], batch.started_at) for pending in batch.slices]
 
 
-def _form(slices: list[Pending[TicketT]], started_at: float) -> Batch[TicketT]:
+def _form(slices: list[Pending[TicketT]], started_at: float, *, left_work: bool = False) -> Batch[TicketT]:
     if len(slices) == 1:
-        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), started_at)
+        return Batch(slices, TokenBatch(slices[0].token_ids, slices[0].lengths), started_at, left_work=left_work)
     tokens = TokenBatch(
         np.concatenate([pending.token_ids for pending in slices]),
         np.concatenate([pending.lengths for pending in slices]),
     )
-    return Batch(slices, tokens, started_at)
+    return Batch(slices, tokens, started_at, left_work=left_work)

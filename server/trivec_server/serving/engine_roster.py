@@ -31,6 +31,16 @@ class EngineRoster:
         metrics.running_engines.set(total)
 
     @property
+    def total(self) -> int:
+        """All engines, whatever became of them."""
+        return self._total
+
+    @property
+    def running(self) -> int:
+        """Engines at work."""
+        return self._total - len(self._restarting) - len(self._failed)
+
+    @property
     def all_failed(self) -> bool:
         """Whether no engine is left, nor will be."""
         return len(self._failed) == self._total
@@ -59,7 +69,7 @@ class EngineRoster:
     def _tell(self) -> None:
         counts = EngineCounts(
             total=self._total,
-            running=self._total - len(self._restarting) - len(self._failed),
+            running=self.running,
             restarting=len(self._restarting),
             failures=tuple(dict.fromkeys(self._failed.values())),
         )

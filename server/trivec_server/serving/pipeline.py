@@ -22,7 +22,7 @@ from trivec_server.serving.encode import bytes_per_row
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.request import EmbedResult, EmbedTask
 from trivec_server.serving.selection import BatchLimits
-from trivec_server.serving.spine import Spine
+from trivec_server.serving.spine import Load, Spine
 from trivec_server.serving.ticket import EmbedTicket
 from trivec_server.serving.tokenizer import TokenizedText, Tokenizer
 from trivec_server.serving.tokenizing import TextInbox, TextSliceMaker
@@ -33,6 +33,8 @@ _log = get_logger(__name__)
 
 _BYTES_PER_TEXT = 64
 _EXTRA_TOKENS = 8
+_BYTES_PER_TOKEN = 4
+"""Of a request, in most languages; only its magnitude counts."""
 _BYTES_PER_SPARSE_ENTRY = 7
 
 
@@ -93,6 +95,10 @@ class Pipeline:
         """Waits until nobody uses the version, refuses new requests, ends the threads and closes the engines."""
         await self._spine.close()
 
+    def load(self) -> Load:
+        """How busy it is."""
+        return self._spine.load()
+
     def in_use(self) -> AbstractContextManager[None]:
         """While it lasts, the version is not closed: for whoever has resolved it and is not done with it."""
         return self._spine.in_use()
@@ -127,6 +133,7 @@ class Pipeline:
             held_bytes=self.held_bytes(task),
             timeout_us=task.timeout_us,
             is_continuation=is_continuation,
+            expected_tokens=task.size_bytes // _BYTES_PER_TOKEN,
         )
         if ticket.truncated_count:
             _log.info("texts truncated", request_id=task.request_id, texts=ticket.truncated_count)
@@ -145,7 +152,9 @@ class Pipeline:
         size_bytes = sum(map(len, texts))
         admitted, limits = self._spine.admitted, self._limits
         if admitted.requests and admitted.size_bytes + size_bytes > limits.max_queued_bytes:
-            self._spine.refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
+            self._spine.admission.refuse(
+                f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}"
+            )
         admitted.requests += 1
         admitted.size_bytes += size_bytes
         try:

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Generic, NamedTuple
 
 from trivec_server.errors import (
@@ -23,6 +22,7 @@ from trivec_server.errors import (
 )
 from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import FailReason, ModelStatistics
+from trivec_server.serving.admission import TEXTS, Admission, Units
 from trivec_server.serving.batch_run import BatchRunner
 from trivec_server.serving.batcher import Batch, Batcher
 from trivec_server.serving.device import Device, EngineT
@@ -33,28 +33,17 @@ from trivec_server.serving.ticket import Ticket, TicketT
 from trivec_server.settings import Limits
 from trivec_server.types import BatchingSettings, QueuePolicy, TimeoutAction
 
-_MIN_RETRY_AFTER_S = 0.05
-_MAX_RETRY_AFTER_S = 5.0
 
+class Load(NamedTuple):
+    """
+    How busy a version is: its engines, the seconds that they have waited for work since the start, all of them
+    together, and what waits for them, in tokens and in seconds.
+    """
 
-@dataclass(slots=True)
-class Admitted:
-    """What the requests under way add up to. Owned by the event loop."""
-
-    requests: int = 0
-    rows: int = 0
-    size_bytes: int = 0
-    held_bytes: int = 0
-
-
-class Units(NamedTuple):
-    """What a version's rows, and the tokens in its queue, are called in messages."""
-
-    rows: str
-    tokens: str
-
-
-TEXTS = Units("texts", "tokens")
+    engines: int
+    idle_s: float
+    queued_tokens: int
+    queue_s: float
 
 
 class Spine(Generic[TicketT, EngineT]):
@@ -83,11 +72,10 @@ class Spine(Generic[TicketT, EngineT]):
         self._make_runner = make_runner
         self._roster = EngineRoster(len(devices), metrics, on_change)
         self._batching = batching
-        self._limits = limits
         self._metrics = metrics
         self._statistics = statistics
-        self._units = units
-        self.admitted = Admitted()
+        self.admission = Admission(batcher, limits, metrics, units)
+        self.admitted = self.admission.admitted
         self._tickets: set[TicketT] = set()
         self._closing = False
         self._discarding = False
@@ -117,6 +105,11 @@ class Spine(Generic[TicketT, EngineT]):
     def in_use(self) -> AbstractContextManager[None]:
         """While it lasts, the version is not closed: for whoever has resolved it and is not done with it."""
         return self._use
+
+    def load(self) -> Load:
+        """How busy it is."""
+        batcher, engines = self._batcher, self._roster.total
+        return Load(engines, batcher.idle_engine_s(), batcher.queued_tokens, batcher.backlog_s / engines)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -168,7 +161,13 @@ class Spine(Generic[TicketT, EngineT]):
         return self.level_of(priority if priority <= self._batching.priority_levels else 0)
 
     async def run(
-        self, ticket: TicketT, *, held_bytes: int, timeout_us: int = 0, is_continuation: bool = False
+        self,
+        ticket: TicketT,
+        *,
+        held_bytes: int,
+        timeout_us: int = 0,
+        is_continuation: bool = False,
+        expected_tokens: int = 0,
     ) -> None:
         """
         Queues the ticket and waits until its results are in. Cancelling it drops what is not computed yet and disturbs
@@ -179,16 +178,23 @@ class Spine(Generic[TicketT, EngineT]):
             held_bytes: About what its results take in memory.
             timeout_us: The request's own timeout, 0: none; counts where the model's queue policy allows it.
             is_continuation: A further portion of a request that was admitted: not refused for load.
+            expected_tokens: About how many tokens it has; 0: as many as rows.
 
         Raises:
-            Overloaded: a limit on queued work is reached.
+            Overloaded: a limit on queued work is reached, or the wait would be too long.
             QueueTimeout: the queue's timeout passed.
             DeadlineExceeded: the ticket's deadline passed.
             Unavailable: the model is being unloaded.
             TrivecError: what the stages failed the ticket with.
         """
         try:
-            await self._run(ticket, held_bytes, timeout_us, is_continuation)
+            policy = self._batching.priority_queue_policies.get(ticket.level, self._batching.queue_policy)
+            self._check_open()
+            if not is_continuation:
+                self.admission.check_room(ticket, held_bytes)
+                self.admission.check_queue(ticket, self._tickets, policy.max_queue_size)
+                self.admission.check_wait(ticket, expected_tokens or ticket.rows, self._roster.running)
+            await self._run(ticket, held_bytes, policy, timeout_us)
         except BaseException as error:
             self._statistics.request_failed(_fail_reason(error), _elapsed_ns(ticket))
             raise
@@ -198,27 +204,11 @@ class Spine(Generic[TicketT, EngineT]):
             computed, _elapsed_ns(ticket), round(ticket.queue_s * 1e9), ticket.stages if computed else None
         )
 
-    def refuse(self, reason: str) -> None:
-        """
-        Refuses a request for load.
-
-        Raises:
-            Overloaded: always, with the time after which to try again.
-        """
-        self._metrics.rejected_requests.inc()
-        retry_after_s = min(max(self._batcher.backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
-        raise Overloaded(f"overloaded: {reason}; send the request again later", retry_after_s=retry_after_s)
-
     def fail_from_thread(self, ticket: TicketT, error: TrivecError) -> None:
         """Ends a request with an error; for any thread."""
         self._loop.call_soon_threadsafe(_fail, ticket, error)
 
-    async def _run(self, ticket: TicketT, held_bytes: int, timeout_us: int, is_continuation: bool) -> None:
-        policy = self._batching.priority_queue_policies.get(ticket.level, self._batching.queue_policy)
-        if self._closing:
-            raise Unavailable("the model is being unloaded; send the request again")
-        if not is_continuation:
-            self._check_admission(ticket, held_bytes, policy)
+    async def _run(self, ticket: TicketT, held_bytes: int, policy: QueuePolicy, timeout_us: int) -> None:
         timeout_us = _effective_timeout_us(policy, timeout_us)
         if timeout_us and policy.timeout_action is TimeoutAction.DELAY:
             ticket.delay_s = timeout_us / 1e6
@@ -233,24 +223,9 @@ class Spine(Generic[TicketT, EngineT]):
         finally:
             self._leave(ticket, held_bytes)
 
-    def _check_admission(self, ticket: TicketT, held_bytes: int, policy: QueuePolicy) -> None:
-        admitted, limits, units = self.admitted, self._limits, self._units
-        if admitted.requests:
-            if admitted.rows + ticket.rows > limits.max_queued_texts:
-                self.refuse(f"{admitted.rows} {units.rows} are under way; the limit is {limits.max_queued_texts}")
-            if admitted.size_bytes + ticket.size_bytes > limits.max_queued_bytes:
-                self.refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
-            if admitted.held_bytes + held_bytes > limits.max_held_bytes:
-                self.refuse(
-                    f"results of {admitted.held_bytes:,} bytes are held; the limit is {limits.max_held_bytes:,}"
-                )
-            queued = self._batcher.queued_tokens
-            if queued >= limits.max_queued_tokens:
-                self.refuse(f"{queued:,} {units.tokens} wait; the limit is {limits.max_queued_tokens:,}")
-        if policy.max_queue_size:
-            waiting = sum(1 for other in self._tickets if other.level == ticket.level and not other.started)
-            if waiting >= policy.max_queue_size:
-                self.refuse(f"{waiting} requests wait; the model's max_queue_size is {policy.max_queue_size}")
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the model is being unloaded; send the request again")
 
     async def _outcome(self, ticket: TicketT, timeout_us: int) -> None:
         """Waits until the ticket is done. The queue's timeout and the deadline end the wait on their own."""

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from trivec_server.backends.tensor_interface import TensorEngineInfo
 from trivec_server.metrics import ModelMetrics
 from trivec_server.metrics.statistics import ModelStatistics
+from trivec_server.serving.admission import Units
 from trivec_server.serving.batcher import Batcher
 from trivec_server.serving.engine_roster import EngineCounts
 from trivec_server.serving.selection import BatchLimits
-from trivec_server.serving.spine import Spine, Units
+from trivec_server.serving.spine import Load, Spine
 from trivec_server.serving.tensors.batch_run import TensorDevice, TensorRunner
 from trivec_server.serving.tensors.intake import RowSliceMaker, TensorInbox
 from trivec_server.serving.tensors.layout import BatchLayout
@@ -70,6 +71,10 @@ class TensorPipeline:
         """Waits until nobody uses the version, refuses new requests, ends the threads and closes the engines."""
         await self._spine.close()
 
+    def load(self) -> Load:
+        """How busy it is."""
+        return self._spine.load()
+
     def in_use(self) -> AbstractContextManager[None]:
         """While it lasts, the version is not closed: for whoever has resolved it and is not done with it."""
         return self._spine.in_use()
@@ -91,7 +96,7 @@ class TensorPipeline:
 
         Raises:
             InvalidTensor: an element is not what the model takes.
-            Overloaded: a limit on queued work is reached.
+            Overloaded: a limit on queued work is reached, or the wait would be too long.
             QueueTimeout: the queue's timeout passed.
             DeadlineExceeded: the task's deadline passed.
             ComputeError: the engine failed.
