@@ -37,6 +37,7 @@ _TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_
 _RATIO_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 _MODEL_LABELS = ("model", "version")
 _ENGINE_LABELS = ("engine", "device", "precision")
+_RELOAD_RESULTS = ("success", "failure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,9 @@ class Metrics:
     def watch_statistics(self, key: ModelVersion, counts: Callable[[], StatisticsSnapshot]) -> None:
         """Shows a version's statistics as Triton does, from now on; `counts` is called on any thread."""
         labels = (key.name, str(key.version))
+        for result in _RELOAD_RESULTS:
+            # From zero: the increase of a counter that begins with its first event is not seen.
+            self._reloads.labels(key.name, result)
         self._sources[key] = Source(
             key=key,
             counts=counts,
@@ -193,7 +197,7 @@ class Metrics:
 
     def model_reloaded(self, model: str, *, succeeded: bool) -> None:
         """Counts a load of a model that was served already."""
-        self._reloads.labels(model, "success" if succeeded else "failure").inc()
+        self._reloads.labels(model, _RELOAD_RESULTS[not succeeded]).inc()
 
     def repository_poll_failed(self) -> None:
         """Counts a look at the repository that failed as a whole."""
