@@ -144,7 +144,7 @@ def running_envoy(config: ProxyConfig, *, concurrency: int = 1) -> Iterator[Prox
     """Envoy until the block ends; yields once it listens."""
     command = [
         *(str(ENVOY), "-c", str(config.path), "--concurrency", str(concurrency)),
-        *("--disable-hot-restart", "--log-level", "warning"),
+        *("--disable-hot-restart", "--log-level", "warning", "--file-flush-interval-msec", "100"),
     ]
     with _running(command, config) as process:
         yield process
@@ -161,7 +161,7 @@ def running_nginx(config: ProxyConfig) -> Iterator[ProxyProcess]:
 @contextmanager
 def _running(command: list[str], config: ProxyConfig) -> Iterator[ProxyProcess]:
     log_path = config.path.with_suffix(".log")
-    with log_path.open("wb") as log:
+    with log_path.open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _wait_for_port(process, config.port, log_path)
