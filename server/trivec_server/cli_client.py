@@ -2,16 +2,30 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import click
-from trivec_client import ModelInfo, ServingStatus, TrivecClient
+from trivec_client import ModelInfo, ServingStatus, TrivecClient, TrivecClientError
 from trivec_client.records import read_lines
 
 from trivec_server.cli_embed import embed
-from trivec_server.cli_options import CONNECTION_OPTIONS, MODEL_OPTIONS, Line, connected, option, options
+from trivec_server.cli_options import (
+    CONNECTION_OPTIONS,
+    MODEL_OPTIONS,
+    Line,
+    connected,
+    connected_to_each,
+    one_line,
+    option,
+    options,
+)
 from trivec_server.errors import CommandError
+
+Clients: TypeAlias = list[tuple[str, TrivecClient]]
+"""One for each target."""
+Answer = TypeVar("Answer")
 
 
 def _parse_weights(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[float, ...] | None:
@@ -68,17 +82,38 @@ def score(client: TrivecClient, **given: Any) -> int:
 @click.command()
 @option("--json", "Write JSON Lines, with all there is to know.", is_flag=True)
 @options(CONNECTION_OPTIONS)
-@connected
-def models(client: TrivecClient, **given: Any) -> int:
-    """List the models that the server knows, also those that failed to load, with the reason."""
-    described = client.list_models()
+@connected_to_each
+def models(clients: Clients, **given: Any) -> int:
+    """List the models that the server knows, or each of several, also those that failed to load, with the reason."""
+    described, unreached = _ask_each(clients, lambda client: client.list_models())
+    several = len(clients) > 1
     if given["json"]:
-        for model in described:
-            click.echo(json.dumps(asdict(model), ensure_ascii=False))
-        return 0
+        for target, models_there in described:
+            for model in models_there:
+                server = {"target": target} if several else {}
+                click.echo(json.dumps({**server, **asdict(model)}, ensure_ascii=False))
+        return unreached
     header = ("MODEL", "VERSION", "STATE", "ENGINE", "DEVICE", "PRECISION", "DIMENSIONS", "MAX_TOKENS", "MODES", "NOTE")
-    _print_table(header, [_model_row(model) for model in described])
-    return 0
+    rows = [
+        ((target,) if several else ()) + _model_row(model)
+        for target, models_there in described
+        for model in models_there
+    ]
+    _print_table((("TARGET",) if several else ()) + header, rows)
+    return unreached
+
+
+def _ask_each(clients: Clients, ask: Callable[[TrivecClient], Answer]) -> tuple[list[tuple[str, Answer]], int]:
+    """The answers, and the exit code: of several servers, one that fails is told of, and the others asked."""
+    if len(clients) == 1:
+        return [(target, ask(client)) for target, client in clients], 0
+    answers: list[tuple[str, Answer]] = []
+    for target, client in clients:
+        try:
+            answers.append((target, ask(client)))
+        except TrivecClientError as error:
+            click.echo(f"error: {one_line(error)}", err=True)
+    return answers, int(len(answers) < len(clients))
 
 
 def _model_row(model: ModelInfo) -> tuple[str, ...]:
@@ -114,12 +149,13 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     show_default=False,
 )
 @options(CONNECTION_OPTIONS)
-@connected
-def health(client: TrivecClient, **given: Any) -> int:
-    """Ask the server's health service; the exit code is 0 if it is SERVING."""
-    status = client.health(given["service"])
-    click.echo(status.name)
-    return 0 if status is ServingStatus.SERVING else 1
+@connected_to_each
+def health(clients: Clients, **given: Any) -> int:
+    """Ask the server's health service, or that of each of several; the exit code is 0 if all are SERVING."""
+    statuses, unreached = _ask_each(clients, lambda client: client.health(given["service"]))
+    for target, status in statuses:
+        click.echo(f"{target} {status.name}" if len(clients) > 1 else status.name)
+    return unreached or int(any(status is not ServingStatus.SERVING for _, status in statuses))
 
 
 COMMANDS: list[click.Command] = [embed, score, models, health]

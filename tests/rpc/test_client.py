@@ -616,3 +616,56 @@ def test_a_target_without_port_or_with_a_scheme_is_refused(client_class: type[Tr
 @pytest.mark.parametrize("target", ["localhost:8001", "[::1]:8001", "dns:///trivec:8001", "unix:/run/trivec.sock"])
 def test_what_grpc_resolves_is_a_target(target: str) -> None:
     TrivecClient(target).close()
+
+
+TOKEN = "trivec_a-token"  # noqa: S105 - of no server
+
+
+async def test_a_token_is_sent_with_every_request(kind: Kind, target: str, script: Script) -> None:
+    async with connect(kind, target, token=TOKEN) as client:
+        await client.call("encode", "a")
+        await client.call("encode", "a", **ALL)
+    assert [sent["authorization"] for sent in script.metadata] == [f"Bearer {TOKEN}"] * 2
+
+
+@pytest.mark.parametrize("client_class", [TrivecClient, AsyncTrivecClient])
+@pytest.mark.parametrize(
+    ("where", "refused"),
+    [
+        ("127.0.0.1:8001", False),
+        ("[::1]:8001", False),
+        ("localhost:8001", False),
+        ("unix:/run/trivec", False),
+        ("dns:///localhost:8001", False),
+        ("ipv4:127.0.0.1:8001,127.0.0.2:8001", False),
+        (["127.0.0.1:8001", "127.0.0.1:8002"], False),
+        ("192.0.2.1:8001", True),
+        ("trivec:8001", True),
+        ("dns:///trivec:8001", True),
+        ("ipv4:127.0.0.1:8001,192.0.2.1:8001", True),
+        (["127.0.0.1:8001", "192.0.2.1:8001"], True),
+    ],
+)
+async def test_a_token_travels_in_plain_text_on_this_machine_only(
+    client_class: type[TrivecClient], where: str | list[str], *, refused: bool
+) -> None:
+    if refused:
+        with pytest.raises(ValueError, match=r"token: it would travel to .* in plain text"):
+            client_class(where, token=TOKEN)
+    else:
+        client_class(where, token=TOKEN)
+    client_class(where, token=TOKEN, allow_insecure_token=True)
+    client_class(where, token=TOKEN, tls=Tls(server_name="trivec"))
+
+
+@pytest.mark.parametrize("client_class", [TrivecClient, AsyncTrivecClient])
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "t\u00f6ken"])
+def test_what_is_no_token_is_refused_and_not_shown(client_class: type[TrivecClient], token: str) -> None:
+    with pytest.raises(ValueError, match="token: it is empty, or has characters that no token has") as caught:
+        client_class(token=token)
+    assert not token or token not in str(caught.value)
+
+
+def test_a_token_and_an_authorization_of_ones_own_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="token: metadata has an authorization already"):
+        TrivecClient(token=TOKEN, metadata=[("Authorization", "Basic x")])

@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import pyarrow.parquet
 import pytest
+from grpc_health.v1 import health_pb2
 from trivec.v1 import embedding_pb2 as pb
 from trivec_server import cli
 from trivec_server.cli_client import COMMANDS
@@ -467,3 +468,113 @@ def test_a_text_that_is_too_long_for_m3_mini_is_named_by_its_line(mini_target: s
     finished = command_line.trivec("embed", path, environment={"TRIVEC_TARGET": mini_target})
     assert (finished.code, finished.out) == (1, "")
     assert finished.err.startswith(f"error: INVALID_ARGUMENT: {path}:2: has 602 tokens, more than the 512 allowed")
+
+
+@pytest.fixture
+async def pair(trivec: Trivec, script: Script) -> AsyncIterator[tuple[str, str, Script]]:
+    """The targets of two servers, of which `trivec` calls the first by default, and the script of the second."""
+    second = Script()
+    async with serve(second) as target:
+        yield trivec.target, target, second
+
+
+@pytest.mark.parametrize("several", ["repeated", "with commas", "in the environment"])
+async def test_embed_spreads_its_requests_over_several_targets(
+    trivec: Trivec, script: Script, pair: tuple[str, str, Script], several: str
+) -> None:
+    one, two, second = pair
+    flags = {
+        "repeated": ["--target", one, "--target", two],
+        "with commas": ["--target", f"{one},{two}"],
+        "in the environment": [],
+    }[several]
+    # The one that is connected first gets requests until the other is too.
+    for _ in range(20):
+        stdin = b"\n".join(b"text %d" % number for number in range(40))
+        run = await trivec.run("embed", *flags, "--batch-size", "1", stdin=stdin, target=f"{one},{two}")
+        assert len(run.records) == 40
+        if script.requests and second.requests:
+            return
+    pytest.fail("only one of two servers was called")
+
+
+async def test_least_loaded_is_an_option(trivec: Trivec, pair: tuple[str, str, Script]) -> None:
+    run = await trivec.run("embed", "--balancing", "least_loaded", stdin=b"a", target=f"{pair[0]} {pair[1]}")
+    assert (run.code, len(run.records)) == (0, 1)
+
+
+async def test_health_is_asked_of_each_of_several_targets(trivec: Trivec, pair: tuple[str, str, Script]) -> None:
+    one, two, second = pair
+    run = await trivec.run("health", target=f"{one},{two}")
+    assert (run.code, run.out) == (0, f"{one} SERVING\n{two} SERVING\n")
+    await second.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    run = await trivec.run("health", target=f"{one},{two}")
+    assert (run.code, run.out) == (1, f"{one} SERVING\n{two} NOT_SERVING\n")
+
+
+async def test_a_target_that_is_not_there_does_not_hide_the_others(trivec: Trivec) -> None:
+    gone = Script()
+    async with serve(gone) as target:
+        pass
+    run = await trivec.run("models", "--json", target=f"{target},{trivec.target}")
+    assert run.code == 1
+    assert run.err.startswith(f"error: UNAVAILABLE: {target}: ")
+    assert [(record["target"], record["name"]) for record in run.records] == [
+        (trivec.target, "broken"),
+        (trivec.target, "scripted"),
+    ]
+
+
+async def test_models_of_several_targets_are_one_table(trivec: Trivec, pair: tuple[str, str, Script]) -> None:
+    run = await trivec.run("models", target=f"{pair[0]},{pair[1]}")
+    rows = [line.split() for line in run.out.splitlines()]
+    assert [row[:2] for row in rows] == [
+        ["TARGET", "MODEL"],
+        *([target, model] for target in pair[:2] for model in ("broken", "scripted")),
+    ]
+
+
+@pytest.mark.parametrize("given", ["a file", "the environment"])
+async def test_a_token_is_sent_and_stands_in_no_argument(
+    trivec: Trivec, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("of-the-file\n")
+    if given == "the environment":
+        monkeypatch.setenv("TRIVEC_TOKEN", "of-the-environment")
+    flags = ["--token-file", str(path)] if given == "a file" else []
+    run = await trivec.run("embed", *flags, stdin=b"a")
+    assert run.code == 0
+    assert script.metadata[0]["authorization"] == f"Bearer of-{given.replace('a file', 'the file').replace(' ', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n", "{path}: there is no token in it"),
+        (b"t\xc3\xb6ken", "{path}: not ASCII at byte 1: a token is"),
+        (b"to ken", "token: it is empty, or has characters that no token has, such as spaces or line breaks"),
+        (None, "{path}: No such file or directory"),
+    ],
+)
+async def test_a_token_file_that_cannot_be_right_is_refused(
+    trivec: Trivec, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    run = await trivec.run("models", "--token-file", str(path))
+    assert (run.code, run.err) == (1, f"error: {message.format(path=path)}\n")
+
+
+async def test_a_token_does_not_travel_over_a_network_in_plain_text(
+    trivec: Trivec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIVEC_TOKEN", "secret-token")
+    run = await trivec.run("models", target="192.0.2.1:8001")
+    assert run.code == 1
+    assert run.err.startswith("error: token: it would travel to 192.0.2.1:8001 in plain text")
+    assert "--allow-insecure-token" in run.err
+    assert "secret-token" not in run.err
+    run = await trivec.run("models", "--timeout-s", "0.01", "--allow-insecure-token", target="192.0.2.1:8001")
+    assert "in plain text" not in run.err

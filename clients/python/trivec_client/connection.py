@@ -60,8 +60,8 @@ class Connection:
         secured = channel_credentials(tls, credentials)
         if token is not None and secured is None and not targets.is_local and not allow_insecure_token:
             raise ValueError(
-                f"token: it would travel to {targets} in plain text, for all on the way to read; use TLS, or say "
-                "allow_insecure_token where the network is trusted"
+                f"token: it would travel to {targets} in plain text, for all on the way to read; use TLS, or, where "
+                "the network is trusted, allow_insecure_token (--allow-insecure-token)"
             )
         made = channel_options(tls)
         if len(targets.names) > 1:

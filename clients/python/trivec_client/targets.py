@@ -84,6 +84,11 @@ class Targets:
         return "ipv6:" + ",".join(f"[{_in_ipv6(ip)}]:{port}" for ip, port in addresses)
 
 
+def split_targets(text: str) -> list[str]:
+    """Targets with commas between, as a command line has them; a name with a scheme of gRPC is one."""
+    return [text] if text.startswith(_GRPC_NAMES) else [name.strip() for name in text.split(",")]
+
+
 def _is_host_and_port(name: str) -> bool:
     match = _HOST_AND_PORT.fullmatch(name)
     return match is not None and 0 < int(match[2]) < 65536
