@@ -86,6 +86,7 @@ def test_a_wrong_value_is_refused_by_the_schema_and_named(values: dict[str, obje
     ("values", "said"),
     [
         ({"models": [{"source": "m3-mini", "name": "x", "version": each} for each in (1, 2)]}, "name of its own"),
+        ({"server": {"modelControlMode": "explicit"}}, "set management.enabled"),
         ({"models": []}, "nothing else fills the repository"),
         ({"models": [{"source": "m3-mini", "name": "x", "version": 1, "revision": "main"}]}, "no revisions"),
         ({"tls": {"enabled": True, "secretName": "x"}, "probes": {"readinessService": "x"}}, "speaks no TLS"),

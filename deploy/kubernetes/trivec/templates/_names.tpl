@@ -64,6 +64,9 @@ capabilities:
 {{- if and (eq .source "m3-mini") .revision }}{{ fail "models: m3-mini has no revisions: leave `revision` empty" }}{{ end }}
 {{- $names = append $names .name }}
 {{- end }}
+{{- if and (eq .Values.server.modelControlMode "explicit") (not .Values.management.enabled) }}
+{{- fail "server.modelControlMode: explicit loads models by calls of management: set management.enabled" }}
+{{- end }}
 {{- if and .Values.tls.enabled .Values.probes.readinessService }}
 {{- fail "probes.readinessService: the kubelet's gRPC probe speaks no TLS; with tls.enabled readiness is asked over HTTP, for all models" }}
 {{- end }}

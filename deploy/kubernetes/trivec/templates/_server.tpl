@@ -28,8 +28,8 @@
 {{- if .Values.access.enabled }}
 - --access-file=/etc/trivec/access/{{ .Values.access.key }}
 {{- end }}
-- --management={{ .Values.management.mode }}
-{{- if .Values.management.port }}
+- --management={{ ternary "auto" "off" .Values.management.enabled }}
+{{- if and .Values.management.enabled .Values.management.port }}
 - --management-host=127.0.0.1
 - --management-port={{ .Values.management.port }}
 {{- end }}
