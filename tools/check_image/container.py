@@ -127,6 +127,7 @@ def _specification(
         "root": {"path": str(image.root), "readonly": True},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro", "nosuid", "noexec", "nodev"]},
             _tmpfs("/dev", "nosuid", "mode=755", "size=64k"),
             _tmpfs("/dev/shm", "nosuid", "noexec", "nodev", "mode=1777", "size=64m"),  # noqa: S108 - in the container
             _tmpfs("/tmp", "nosuid", "noexec", "nodev", "mode=1777", "size=64m"),  # noqa: S108 - in the container
