@@ -1,0 +1,159 @@
+"""What can happen to a cluster under load, and what each of it has cost."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from benchmarks.cluster.calls import Calls, Outcome
+from benchmarks.cluster.nodes import Node
+from benchmarks.cluster.small_model import SmallModel
+
+LOAD_SHARE = 0.6
+"""Of the capacity."""
+KILL_CALLS = 3_000
+SETTLE_S = 1.0
+"""How long a window goes on after the last thing of its event."""
+BEFORE_S = 4.0
+DOWN_S = 1.5
+HANG_S = 6.0
+LOOK_S = 0.1
+UPGRADE_TIMEOUT_S = 60.0
+LONGEST_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When an event was under way, from its beginning to when the cluster was whole again."""
+
+    event: str
+    quiet_from: float
+    starts_at: float
+    ends_at: float
+    faults: tuple[float, ...]
+
+
+@dataclass
+class Stage:
+    """Three nodes under a load of `rate` calls a second, and the windows of what has happened to them."""
+
+    nodes: list[Node]
+    model: SmallModel
+    rate: float
+    windows: list[Window] = field(default_factory=list)
+    _faults: list[float] = field(default_factory=list)
+
+    def fault(self) -> None:
+        """Notes that something is done to a node now."""
+        self._faults.append(time.monotonic())
+
+    @contextmanager
+    def window(self, event: str) -> Iterator[None]:
+        """An event, after a quiet time."""
+        quiet_from = time.monotonic()
+        time.sleep(BEFORE_S)
+        self._faults = []
+        starts_at = time.monotonic()
+        yield
+        time.sleep(SETTLE_S)
+        self.windows.append(Window(event, quiet_from, starts_at, time.monotonic(), tuple(self._faults)))
+
+
+def kill(stage: Stage) -> None:
+    """kill -9 and a restart, one node after the other, until KILL_CALLS calls were due meanwhile."""
+    quiet_from = time.monotonic()
+    turn = 0
+    with stage.window("kill"):
+        while turn == 0 or (time.monotonic() - quiet_from) * stage.rate < KILL_CALLS:
+            node = stage.nodes[turn % len(stage.nodes)]
+            turn += 1
+            stage.fault()
+            node.kill()
+            time.sleep(DOWN_S)
+            node.start()
+            node.wait_ready()
+            time.sleep(SETTLE_S)
+
+
+def hang(stage: Stage) -> None:
+    """SIGSTOP, for longer than a call's deadline, and SIGCONT."""
+    node = stage.nodes[0]
+    with stage.window("hang"):
+        stage.fault()
+        node.hang()
+        time.sleep(HANG_S)
+        node.resume()
+        time.sleep(SETTLE_S)
+
+
+def drain(stage: Stage) -> None:
+    """SIGTERM, and another start once it has ended."""
+    with stage.window("drain"):
+        _restart(stage, stage.nodes[1])
+
+
+def rolling(stage: Stage) -> None:
+    """SIGTERM and a start for each node, one after the other."""
+    with stage.window("rolling"):
+        for node in stage.nodes:
+            _restart(stage, node)
+            time.sleep(SETTLE_S)
+
+
+def _restart(stage: Stage, node: Node) -> None:
+    stage.fault()
+    code = node.stop()
+    if code != 0:
+        raise SystemExit(f"{node.name} ended with {code} after SIGTERM")
+    node.start()
+    node.wait_ready()
+
+
+def upgrade(stage: Stage) -> None:
+    """A new version in the repository that all nodes watch."""
+    with stage.window("upgrade"):
+        stage.fault()
+        stage.model.publish()
+        gives_up_at = time.monotonic() + UPGRADE_TIMEOUT_S
+        while not all(node.serves_version(stage.model.version) for node in stage.nodes):
+            if time.monotonic() > gives_up_at:
+                raise SystemExit(
+                    f"version {stage.model.version} is not served {UPGRADE_TIMEOUT_S} s after it was added"
+                )
+            time.sleep(LOOK_S)
+
+
+EVENTS: dict[str, Callable[[Stage], None]] = {
+    "kill": kill,
+    "hang": hang,
+    "drain": drain,
+    "rolling": rolling,
+    "upgrade": upgrade,
+}
+
+
+def figures(way: str, calls: Calls, windows: list[Window]) -> dict[str, float]:
+    """What each event has cost. A call belongs to the last event whose quiet time had begun when it was due."""
+    found: dict[str, float] = {}
+    for number, window in enumerate(windows):
+        following = windows[number + 1].quiet_from if number + 1 < len(windows) else float("inf")
+        whole = calls.between(window.quiet_from, following)
+        quiet = calls.between(window.quiet_from, window.starts_at)
+        during = calls.between(window.starts_at, window.ends_at)
+        print(f"  {window.event}: before {quiet.describe()}")
+        print(f"  {' ' * len(window.event)}  during {during.describe()}", flush=True)
+        found[f"lost_{way}_{window.event}"] = whole.lost
+        found[f"calls_{way}_{window.event}"] = len(whole)
+        if window.event == "kill":
+            found[f"inflight_{way}_kill"] = _in_flight(whole, window.faults)
+            found[f"retried_{way}_kill"] = whole.retried
+        else:
+            found[f"p99_{way}_{window.event}"] = during.percentile_s(99) / quiet.percentile_s(99)
+    return found
+
+
+def _in_flight(calls: Calls, faults: tuple[float, ...]) -> int:
+    """Calls whose first try failed and which were under way when a node was killed: due before, ended after."""
+    ends = calls.scheduled + calls.latency_s
+    hit = (calls.retries > 0) | (calls.outcome != Outcome.ANSWERED)
+    return sum(int((hit & (calls.scheduled <= fault) & (ends >= fault)).sum()) for fault in faults)

@@ -1,0 +1,83 @@
+"""The events, the balance and the partition of one way to three nodes with the small model."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cluster import events, partition
+from benchmarks.cluster.events import LOAD_SHARE, LONGEST_S, Stage
+from benchmarks.cluster.load import Load, running_load
+from benchmarks.cluster.nodes import Node
+from benchmarks.cluster.small_model import SmallModel
+from benchmarks.cluster.ways import open_way
+
+IN_FLIGHT = 32
+WARM_S = 2.0
+CAPACITY_S = 4.0
+BALANCE_S = 6.0
+_ATTEMPT_SHARE = 3
+"""A try that takes so many times the usual p99 is sent again, as docs/client.md advises."""
+_SHORTEST_ATTEMPT_S = 0.2
+
+POLLING = (
+    *("--model-control-mode", "poll"),
+    *("--repository-poll-secs", "1", "--repository-stability-secs", "0.5"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What the load is like while nothing happens."""
+
+    rate: float
+    p99_s: float
+    figures: dict[str, float]
+
+
+def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, names: list[str]) -> dict[str, float]:
+    """Capacity, balance, the events of these names, and the partition if it is one of them."""
+    print(f"{way}:", flush=True)
+    with open_way(way, nodes, folder) as targets:
+        with running_load(model.corpus, targets, folder) as load:
+            usual = _measure_usual(way, load, nodes)
+        attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
+        with running_load(model.corpus, targets, folder, "--attempt-timeout-s", f"{attempt_s:.3f}") as load:
+            return usual.figures | _measure_events(way, load, nodes, model, usual.rate, names)
+
+
+def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
+    load.capacity(seconds=WARM_S, in_flight=IN_FLIGHT)
+    capacity = load.capacity(seconds=CAPACITY_S, in_flight=IN_FLIGHT)
+    rate = LOAD_SHARE * capacity
+    before = [node.answered() for node in nodes]
+    load.begin((BALANCE_S, rate))
+    calls = load.finish(now=False)
+    answered = [node.answered() - count for node, count in zip(nodes, before, strict=True)]
+    print(f"  capacity {capacity:.0f} calls/s; at {LOAD_SHARE:.0%}: {calls.describe()}; by node {answered}", flush=True)
+    found = {
+        f"capacity_{way}": capacity,
+        f"balance_{way}": max(answered) * len(nodes) / sum(answered),
+    }
+    return Usual(rate, calls.percentile_s(99), found)
+
+
+def _measure_events(
+    way: str, load: Load, nodes: list[Node], model: SmallModel, rate: float, names: list[str]
+) -> dict[str, float]:
+    stage = Stage(nodes, model, rate)
+    load.begin((LONGEST_S, rate))
+    time.sleep(WARM_S)
+    cut = None
+    for name in names:
+        if name == "partition":
+            cut = partition.cut_off(nodes[2])
+        else:
+            events.EVENTS[name](stage)
+    calls = load.finish(now=True)
+    found: dict[str, float] = {f"wrong_{way}": calls.wrong, f"forgotten_{way}": calls.forgotten}
+    for error, count in list(calls.errors.items())[:5]:
+        print(f"  {count} x {error}")
+    if cut is not None:
+        found |= partition.figures(way, calls, cut, share_rate=rate / len(nodes))
+        calls = calls.between(0, cut.began_at)
+    return events.figures(way, calls, stage.windows) | found
