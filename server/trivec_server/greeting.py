@@ -7,6 +7,7 @@ from trivec_server.repository.control import ControlMode
 from trivec_server.repository.registry import EmbeddingVersion, State, TensorVersion, VersionRecord
 
 _TEXT = "人工智能"
+_HERE = "in this server's Python environment:"
 _TENSORS_ONLY = "Requests with tensors go to inference.GRPCInferenceService/ModelInfer."
 _NOTHING_SERVES = {
     ControlMode.NONE: "No model serves.",
@@ -20,7 +21,8 @@ def greet(started: Started) -> str:
     target = f"{_host_to_call(started.host)}:{started.grpc_port}"
     metrics = f", metrics on port {started.metrics_port} (/metrics)" if started.metrics_port is not None else ""
     host = f"[{started.host}]" if ":" in started.host else started.host
-    lines = [f"Trivec {version('trivec')} serves gRPC on {host}:{started.grpc_port}{metrics}"]
+    management = f", management on port {started.management_port}" if started.management_port is not None else ""
+    lines = [f"Trivec {version('trivec')} serves gRPC on {host}:{started.grpc_port}{metrics}{management}"]
     lines += [f"  {_describe(record)}" for record in started.records]
     if len({record.key.name for record in started.records}) > 1:
         none = "none: requests must name their model, or start with --default-model"
@@ -31,19 +33,32 @@ def greet(started: Started) -> str:
         of_tensors = len(of_texts) < len(started.records)
         lines.append(_TENSORS_ONLY if of_tensors else _NOTHING_SERVES[started.control_mode])
     else:
-        has_default = started.default_model in ready
-        model = "" if has_default else f'"model": "{ready[0]}", '
-        argument = "" if has_default else f', model="{ready[0]}"'
-        request = f'{{{model}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
-        lines += [
-            "Try it:",
-            f"  grpcurl -plaintext -d '{request}' {target} trivec.v1.EmbeddingService/Embed",
-            "or in this server's Python environment:",
-            "  from trivec_client import TrivecClient",
-            f'  with TrivecClient("{target}"{argument}) as client:',
-            f'      print(client.encode(["{_TEXT}"], return_sparse=True, return_colbert_vecs=True))',
-        ]
+        lines += _try_it(started, target, "" if started.default_model in ready else ready[0])
     return "\n".join(lines)
+
+
+def _try_it(started: Started, target: str, model: str) -> list[str]:
+    """A call with grpcurl, and one in Python, with what the server asks of callers; no `model`: the default one."""
+    named = f'"model": "{model}", ' if model else ""
+    request = f'{{{named}"texts": ["{_TEXT}"], "modes": ["MODE_HYBRID"]}}'
+    arguments = [f'"{target}"', f'model="{model}"'] if model else [f'"{target}"']
+    flags = ["-cacert CA.pem" if started.has_tls else "-plaintext"]
+    files = 'ca_file="CA.pem"'
+    if started.asks_certificates:
+        flags.append("-cert CLIENT.pem -key CLIENT.key")
+        files += ', certificate_file="CLIENT.pem", key_file="CLIENT.key"'
+    if started.has_tls:
+        arguments.append(f"tls=Tls({files})")
+    if started.asks_tokens:
+        flags.append("-H 'authorization: Bearer TOKEN'")
+        arguments.append('token="TOKEN"')
+    grpcurl = f"  grpcurl {' '.join(flags)} -d '{request}' {target} trivec.v1.EmbeddingService/Embed"
+    return [
+        *(["Try it:", grpcurl, f"or {_HERE}"] if started.has_reflection else [f"Try it, {_HERE}"]),
+        f"  from trivec_client import {'Tls, ' if started.has_tls else ''}TrivecClient",
+        f"  with TrivecClient({', '.join(arguments)}) as client:",
+        f'      print(client.encode(["{_TEXT}"], return_sparse=True, return_colbert_vecs=True))',
+    ]
 
 
 def _host_to_call(host: str) -> str:

@@ -38,7 +38,9 @@ _GC_ALLOCATIONS = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """What is said once the models are loaded (or have failed): the ports bound and every version."""
+    """
+    What is said once the models are loaded (or have failed): the ports bound, every version, and what callers need.
+    """
 
     host: str
     grpc_port: int
@@ -46,6 +48,11 @@ class Started:
     default_model: str | None
     control_mode: ControlMode
     records: tuple[VersionRecord, ...]
+    management_port: int | None = None
+    has_tls: bool = False
+    asks_certificates: bool = False
+    asks_tokens: bool = False
+    has_reflection: bool = True
 
 
 def serve(
@@ -112,7 +119,7 @@ class _Server:
                         # Requests leave hardly any cycles behind: looking for them 20 times less often is enough.
                         gc.set_threshold(_GC_ALLOCATIONS, 50, 100)
                         fault = self._fault_of_start()
-                        self._say_loaded(grpc_port, metrics_port)
+                        self._say_loaded(grpc_port, metrics_port, listener.management_port)
                         looking = tasks.create_task(self._control.run())
                     await stopping
                     still_loading = self._control.is_loading
@@ -173,7 +180,8 @@ class _Server:
             await listener.announce(await self._changes.get())
             self._changes.task_done()
 
-    def _say_loaded(self, grpc_port: int, metrics_port: int | None) -> None:
+    def _say_loaded(self, grpc_port: int, metrics_port: int | None, management_port: int | None) -> None:
+        tls = self._settings.tls
         records = tuple(self._registry.records())
         if records and not self._registry.any_ready:
             _log.error("no model is ready: health says NOT_SERVING; the reasons are above and in ListModels")
@@ -182,6 +190,11 @@ class _Server:
                 host=self._settings.host,
                 grpc_port=grpc_port,
                 metrics_port=metrics_port,
+                management_port=management_port,
+                has_tls=tls is not None,
+                asks_certificates=tls is not None and tls.client_ca is not None,
+                asks_tokens=self._settings.access_file is not None,
+                has_reflection=self._settings.reflection,
                 default_model=self._registry.default_model,
                 control_mode=self._control.mode,
                 records=records,
