@@ -63,15 +63,17 @@ async def running_server(
     default_model: str | None = None,
     settings: ServeSettings | None = None,
     clock: Callable[[], float] = time.monotonic,
+    alone: bool = True,
 ) -> AsyncIterator[RunningServer]:
     """
     Serves the repository's models until the block ends; then stops as the real server does.
 
     `script` is that of every engine, or each model's own. `settings`: all others; the repository counts if they name
-    none. `clock` is that of polling.
+    none. `clock` is that of polling. `alone` False: another server runs in this process, and nothing is said of tasks
+    and threads that are left at the end.
     """
     loading = loading_server(
-        repository, script, limits=limits, default_model=default_model, settings=settings, clock=clock
+        repository, script, limits=limits, default_model=default_model, settings=settings, clock=clock, alone=alone
     )
     async with loading as server:
         await server.loading
@@ -89,6 +91,7 @@ async def loading_server(
     default_model: str | None = None,
     settings: ServeSettings | None = None,
     clock: Callable[[], float] = time.monotonic,
+    alone: bool = True,
 ) -> AsyncIterator[RunningServer]:
     """As `running_server`, but the block begins when the port is open, while the models load."""
     tasks = asyncio.all_tasks()
@@ -141,6 +144,8 @@ async def loading_server(
         await asyncio.to_thread(store.close)
         announcing.cancel()
         await asyncio.gather(announcing, return_exceptions=True)
+    if not alone:
+        return
     await until(lambda: not leftover_tasks(tasks), "tasks are left")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("engine", "tokenizer"))]
 

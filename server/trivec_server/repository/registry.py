@@ -1,6 +1,6 @@
 """What the server has loaded: every version's state, and the way from a request's model name to a pipeline."""
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from trivec_server.repository.starting import VersionStarter
 from trivec_server.repository.tensor_loading import LoadedTensors
 from trivec_server.serving.cache.store import RowStore
 from trivec_server.serving.engine_roster import EngineCounts
+from trivec_server.serving.spine import Load
 from trivec_server.settings import ControlMode, ServeSettings
 from trivec_server.types import ModelVersion, VersionPolicy
 
@@ -137,6 +138,11 @@ class Registry:
     def loading(self, name: str) -> frozenset[int]:
         """The numbers of a model's versions that are to be loaded, or are being."""
         return frozenset(record.key.version for record in self.records(name) if record.state is State.LOADING)
+
+    def loads(self) -> dict[Hashable, Load]:
+        """How busy each version that holds engines is; a version that is loaded anew has another key."""
+        held = [record.served for record in self._records.values() if record.served is not None]
+        return {(served.key, id(served.pipeline)): served.pipeline.load() for served in held}
 
     def serving_models(self) -> frozenset[str]:
         """The models of which a version serves. For any thread."""

@@ -20,6 +20,7 @@ from trivec_server.metrics import Metrics
 from trivec_server.transport.access import Caller
 from trivec_server.transport.access_file import Scope
 from trivec_server.transport.gate import Gate
+from trivec_server.transport.load_report import LoadReport
 from trivec_server.transport.parse import parse_request_id
 from trivec_server.transport.status import CallStatus, StatusOf, status_of
 from trivec_server.transport.tracing import TRACE_PARENT_KEY, CallTrace, Tracing, named_trace_id
@@ -35,7 +36,7 @@ class Call:
     """
     One call, or one message of a stream. `model` is set once it is known, for the metrics. `trace_parent` is the
     caller's `traceparent`; `trace` is None where calls are not traced, `caller` where nobody is asked who they are, and
-    in messages.
+    in messages, which have no `context` either.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Call:
     trace_parent: str = ""
     trace: CallTrace | None = None
     caller: Caller | None = None
+    context: Context | None = None
 
     def take_request_id(self, value: str) -> None:
         """
@@ -74,8 +76,10 @@ class CallScope:
         max_response_bytes: int,
         gate: Gate,
         tracing: Tracing | None = None,
+        load_report: LoadReport | None = None,
     ) -> None:
         self._metrics = metrics
+        self._load_report = load_report
         self._gate = gate
         self._tracing = tracing
         self._max_response_bytes = max_response_bytes
@@ -95,7 +99,7 @@ class CallScope:
             elif key == TRACE_PARENT_KEY and isinstance(value, str):
                 trace_parent = value
         deadline = None if remaining_s is None else now + remaining_s
-        call = Call(method, self.next_id(), deadline, now, trace_parent=trace_parent)
+        call = Call(method, self.next_id(), deadline, now, trace_parent=trace_parent, context=context)
         if self._tracing is not None:
             call.trace = self._tracing.begin(method, metadata)
         try:
@@ -192,8 +196,12 @@ class CallScope:
         return status
 
     def close(self, call: Call, code: str) -> None:
-        """Counts a finished call."""
+        """Counts a finished call; how busy the server is goes with its answer."""
         self.release(call)
+        if self._load_report is not None:
+            self._load_report.count(call.model, code)
+            if call.context is not None:
+                call.context.set_trailing_metadata(self._load_report.trailing())
         self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
         if call.trace is not None:
             call.trace.finish(code, call.model, call.request_id)
@@ -202,7 +210,8 @@ class CallScope:
 async def abort(context: Context, status: CallStatus, request_id: str) -> NoReturn:
     """Ends a call with an error."""
     try:
-        await context.abort(status.code, status.rich.message, status.trailing_metadata(request_id))
+        trailing = (*status.trailing_metadata(request_id), *context.trailing_metadata())
+        await context.abort(status.code, status.rich.message, trailing)
     except grpc.aio.InternalError as error:
         # The call has ended already, by its deadline or the client's will: for gRPC, a cancelled call.
         raise asyncio.CancelledError from error

@@ -24,6 +24,7 @@ from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
 from trivec_server.transport.gate import MANAGEMENT_PORT_RULE, Gate, main_port_rule
 from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from trivec_server.transport.kserve.service import InferenceService
+from trivec_server.transport.load_report import LoadReport
 from trivec_server.transport.management import ServedElsewhere
 from trivec_server.transport.reflection import add_reflection
 from trivec_server.transport.tls import Certificates
@@ -71,7 +72,8 @@ class Listener:
         self._health = _Health()
         self._draining = False
         gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
-        scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing)
+        report = LoadReport(registry.loads) if settings.load_report else None
+        scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing, report)
         self._service = EmbeddingService(registry, settings.limits, scope)
         self._inference = InferenceService(settings, registry, scope, control)
         handlers = (self._service.handler(), self._inference.handler())
