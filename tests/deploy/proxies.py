@@ -93,9 +93,10 @@ def envoy_config(
     secure["address"] = _envoy_address(tls.port if tls else 0)
     config["static_resources"]["listeners"] = [plain, secure] if tls else [plain]
     (cluster,) = config["static_resources"]["clusters"]
-    if "load_assignment" in cluster:
-        _set_nodes(cluster["load_assignment"], nodes)
+    if cluster.get("type") == "STATIC":
+        cluster["load_assignment"]["endpoints"] = _endpoints(nodes)
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    set_nodes(directory, nodes)
     if tls:
         (directory / "tls").mkdir()
         shutil.copy(tls.certificate, directory / "tls" / "tls.crt")
@@ -107,8 +108,18 @@ def _envoy_address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def _set_nodes(assignment: dict[str, Any], nodes: Sequence[int]) -> None:
-    assignment["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": _envoy_address(node)}} for node in nodes]}]
+def set_nodes(directory: Path, nodes: Sequence[int]) -> None:
+    """Gives an Envoy that was rendered from envoy-dynamic.yaml other nodes, by a new nodes.yaml."""
+    path = directory / "nodes.yaml"
+    listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    listed["resources"][0]["endpoints"] = _endpoints(nodes)
+    written = directory / "nodes.new"
+    written.write_text(yaml.safe_dump(listed), encoding="utf-8")
+    written.replace(path)
+
+
+def _endpoints(nodes: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"lb_endpoints": [{"endpoint": {"address": _envoy_address(node)}} for node in nodes]}]
 
 
 def nginx_config(nodes: Sequence[int], port: int, directory: Path, *, tls: Certificate | None = None) -> ProxyConfig:
@@ -173,6 +184,12 @@ def _running(command: list[str], config: ProxyConfig) -> Iterator[ProxyProcess]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def _wait_for_port(process: "subprocess.Popen[bytes]", port: int, log_path: Path) -> None:
