@@ -669,3 +669,13 @@ def test_what_is_no_token_is_refused_and_not_shown(client_class: type[TrivecClie
 def test_a_token_and_an_authorization_of_ones_own_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="token: metadata has an authorization already"):
         TrivecClient(token=TOKEN, metadata=[("Authorization", "Basic x")])
+
+
+@pytest.mark.parametrize("balancing", [None, "round_robin"])
+async def test_options_of_ones_own_override_the_clients(
+    kind: Kind, target: str, script: Script, balancing: str | None
+) -> None:
+    options = [("grpc.primary_user_agent", "mine"), ("grpc.max_receive_message_length", 10)]
+    async with connect(kind, target, options=options, balancing=balancing) as client:
+        with pytest.raises(TrivecClientError, match="RESOURCE_EXHAUSTED"):
+            await client.call("encode", "a")

@@ -115,9 +115,7 @@ def main(options: Mapping[str, Any]) -> None:
     configure_logs("debug", options["log_format"])
     settings = ServeSettings(
         model_repositories=(Path(options["repository"]),),
-        grpc_port=0,
-        metrics_port=0,
-        **options["settings"],
+        **{"grpc_port": 0, "metrics_port": 0, **options["settings"]},
     )
 
     def loaded(started: lifecycle.Started) -> None:

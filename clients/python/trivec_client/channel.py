@@ -60,7 +60,7 @@ def channel_credentials(tls: Tls | None, credentials: grpc.ChannelCredentials | 
 
 
 def channel_options(tls: Tls | None) -> list[ChannelOption]:
-    """Options of a channel; where one is given twice, the later counts."""
+    """Options of a channel."""
     options: list[ChannelOption] = [
         ("grpc.primary_user_agent", f"trivec-python/{importlib.metadata.version('trivec')}"),
         # The server's own limits are known from GetModel, and requests are made to keep them.

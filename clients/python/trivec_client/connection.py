@@ -74,7 +74,7 @@ class Connection:
             balancing=balancing,
             health_service=health_service,
             credentials=secured,
-            options=(*made, *options),
+            options=_once_each((*made, *options)),
             metadata=(*metadata, *_authorization(token, metadata)),
         )
 
@@ -113,6 +113,11 @@ def health_name(model: str, model_version: int) -> str:
     if model and model_version:
         return f"{model}/{model_version}"
     return model or SERVICE_NAME
+
+
+def _once_each(options: Sequence[ChannelOption]) -> tuple[ChannelOption, ...]:
+    """Of options with one name the last: gRPC itself would take the first."""
+    return tuple(dict(options).items())
 
 
 def _names_for_many(
