@@ -45,7 +45,7 @@ RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-d
 FROM build AS build-cpu
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt,target=/run/secrets/ca.crt \
     /build/bin/pip --python /opt/trivec/bin/python install --no-cache-dir --no-compile -c constraints.txt \
-        "trivec[server,openvino,mini,redis] @ file://$(ls /requirements/*.whl)"
+        "trivec[server,openvino,mini,redis,otel] @ file://$(ls /requirements/*.whl)"
 # OpenVINO's plugins for devices and readers of formats that Trivec does not use, its headers, and packages' tests.
 WORKDIR /opt/trivec/lib/python3.11/site-packages
 RUN rm -r openvino/include openvino/libs/cache.json \
@@ -66,7 +66,7 @@ RUN /build/bin/pip --python /opt/trivec/bin/python install --no-cache-dir --no-c
 FROM build AS build-cuda
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt,target=/run/secrets/ca.crt \
     /build/bin/pip --python /opt/trivec/bin/python install --no-cache-dir --no-compile -c constraints-torch.txt \
-        "trivec[server,torch,mini,redis,nvml] @ file://$(ls /requirements/*.whl)"
+        "trivec[server,torch,mini,redis,nvml,otel] @ file://$(ls /requirements/*.whl)"
 COPY --from=wheel /wheel /wheel
 RUN /build/bin/pip --python /opt/trivec/bin/python install --no-cache-dir --no-compile --no-deps --force-reinstall \
         /wheel/*.whl \

@@ -31,7 +31,7 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 	@exec .venv/bin/trivec serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: test
-test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready .helm/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
+test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready .helm/.ready .systemd/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
 	.venv/bin/python -m pytest -m "not torch" $(ARGS)
 
 .PHONY: test-torch
@@ -48,6 +48,7 @@ check: .venv/.check .venv-stubs/.ready ## Check style, types, imports, the proto
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint Dockerfile
 	tools/lint_protos.sh
 	tools/check_stubs.sh
 
@@ -107,7 +108,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image .systemd build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -184,6 +185,11 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 .nginx/.ready: tools/install_nginx.sh
 	@echo "Unpacking nginx to test with into .nginx, unless it is installed."
 	@tools/install_nginx.sh .nginx
+	@touch $@
+
+.systemd/.ready: tools/install_systemd.sh
+	@echo "Unpacking systemd-analyze to test with into .systemd, unless it is installed."
+	@tools/install_systemd.sh .systemd
 	@touch $@
 
 # Also when the Python that an environment was made with is gone.
