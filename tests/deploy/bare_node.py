@@ -48,7 +48,9 @@ class BareNode(grpc.GenericRpcHandler):
 @contextmanager
 def bare_node(answer: Answer = lambda request, _: request, *, address: str = "127.0.0.1:0") -> Iterator[BareNode]:
     """A node until the block ends; it echoes, unless told otherwise."""
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=[*_ANY_SIZE, *_PINGS_OF_PROXIES, ("grpc.so_reuseport", 0)])
+    server = grpc.server(
+        futures.ThreadPoolExecutor(8), options=[*_ANY_SIZE, *_PINGS_OF_PROXIES, ("grpc.so_reuseport", 0)]
+    )
     servicer = health.HealthServicer()
     servicer.set("trivec.v1.EmbeddingService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -129,11 +129,7 @@ def nginx_config(nodes: Sequence[int], port: int, directory: Path, *, tls: Certi
     for line in text.splitlines():
         if found := re.match(r"\s+server 127\.0\.0\.1:8011(.*)", line):
             lines += [f"server 127.0.0.1:{node}{found[1]}" for node in nodes]
-        elif re.match(r"\s+server 127", line) or line.startswith(("user ", "pid ", "error_log ")):
-            continue
-        elif re.match(r"\s+(listen 8443|ssl_)", line) and not tls:
-            continue
-        else:
+        elif not re.match(r"\s+server 127|user |pid |error_log " + ("" if tls else r"|\s+(listen 8443|ssl_)"), line):
             lines.append(line)
     folder = directory.resolve()
     rendered = "\n".join(lines).replace("listen 127.0.0.1:8000", f"listen 127.0.0.1:{port}")

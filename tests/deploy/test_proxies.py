@@ -1,4 +1,4 @@
-"""What goes through Envoy and nginx alike: real servers with the scripted engine, and bare ones for messages of any size."""
+"""What goes through Envoy and nginx alike: before real servers, and before bare ones for messages of any size."""
 
 import json
 import time
@@ -87,7 +87,7 @@ def test_the_access_log_has_the_callers_request_id_and_no_text(proxy: ProxyProce
     request_id = f"for-the-log-{time.monotonic_ns()}"
     with grpc.insecure_channel(proxy.target) as channel:
         EmbeddingServiceStub(channel).Embed(
-            pb.EmbedRequest(texts=["w987 w654"]), metadata=[("x-request-id", request_id)], timeout=TIMEOUT_S
+            pb.EmbedRequest(texts=["w987 w654"]), metadata=(("x-request-id", request_id),), timeout=TIMEOUT_S
         )
     until(lambda: request_id in proxy.log, lambda: proxy.log)
     (line,) = [line for line in proxy.log.splitlines() if request_id in line]
@@ -100,7 +100,9 @@ def test_the_access_log_has_the_callers_request_id_and_no_text(proxy: ProxyProce
 @pytest.mark.parametrize("method", MANAGEMENT)
 def test_what_changes_one_server_is_refused(proxy: ProxyProcess, method: str) -> None:
     with grpc.insecure_channel(proxy.target) as channel:
-        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/inference.GRPCInferenceService/{method}"
+        )
         with pytest.raises(grpc.RpcError) as raised:
             call(b"", timeout=TIMEOUT_S)
     assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -41,7 +41,10 @@ def test_nginx_takes_the_file(tmp_path: Path, certificate: Certificate, has_tls:
 
 
 def test_envoys_files_differ_only_in_where_the_nodes_are_from() -> None:
-    same = {(ROOT / "deploy" / "envoy" / name).read_text(encoding="utf-8").partition("      # The nodes")[0] for name in ENVOY_FILES}
+    same = {
+        (ROOT / "deploy" / "envoy" / name).read_text(encoding="utf-8").partition("      # The nodes")[0]
+        for name in ENVOY_FILES
+    }
     assert len(same) == 1
 
 
@@ -49,7 +52,9 @@ def test_every_file_has_the_same_three_nodes() -> None:
     envoy = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text(encoding="utf-8"))
     dynamic = yaml.safe_load((ROOT / "deploy/envoy/nodes.yaml").read_text(encoding="utf-8"))
     nginx = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
-    assert envoy["static_resources"]["clusters"][0]["load_assignment"]["endpoints"] == dynamic["resources"][0]["endpoints"]
+    assert (
+        envoy["static_resources"]["clusters"][0]["load_assignment"]["endpoints"] == dynamic["resources"][0]["endpoints"]
+    )
     assert [port for port in NODES if f"server 127.0.0.1:{port} " in nginx] == list(NODES)
 
 

@@ -1,0 +1,111 @@
+"""Nodes that die, hang and drain behind a proxy, with calls under way on them."""
+
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from trivec.v1 import embedding_pb2 as pb
+from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
+
+from tests.deploy.conftest import Node, start_nodes, until
+from tests.deploy.proxies import (
+    ProxyProcess,
+    envoy_config,
+    free_port,
+    nginx_config,
+    running_envoy,
+    running_nginx,
+)
+
+CALLS = 16
+DEADLINE_S = 10
+REQUEST = pb.EmbedRequest(texts=["w11 w12"])
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[Node]:
+    """A server to harm, which holds every call that reaches it."""
+    with ExitStack() as stack:
+        (node,) = start_nodes(stack, tmp_path, 1)
+        node.server.tell("hold")
+        node.server.expect("obeyed")
+        yield node
+
+
+@contextmanager
+def calls_under_way(proxy: ProxyProcess, node: Node) -> Iterator[list["Future[pb.EmbedResponse]"]]:
+    """Calls of which at least one has reached this node."""
+    with (
+        grpc.insecure_channel(proxy.target, options=[("grpc.enable_retries", 0)]) as channel,
+        ThreadPoolExecutor(CALLS) as threads,
+    ):
+        stub = EmbeddingServiceStub(channel)
+        futures = [threads.submit(stub.Embed, REQUEST, timeout=DEADLINE_S) for _ in range(CALLS)]
+        node.server.expect("entered")
+        yield futures
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_envoy_answers_the_calls_on_a_node_that_dies_or_hangs(
+    fragile: Node, nodes: list[Node], tmp_path: Path, fault: signal.Signals
+) -> None:
+    config = envoy_config([fragile.port, nodes[0].port], free_port(), free_port(), rendered_into(tmp_path))
+    with running_envoy(config) as proxy, calls_under_way(proxy, fragile) as futures:
+        fragile.server.signal(fault)
+        assert all(len(future.result().embeddings) == 1 for future in futures)
+
+
+def test_nginx_says_unavailable_for_the_calls_on_a_node_that_dies_and_answers_all_others(
+    fragile: Node, nodes: list[Node], tmp_path: Path
+) -> None:
+    config = nginx_config([fragile.port, nodes[0].port], free_port(), rendered_into(tmp_path))
+    with running_nginx(config) as proxy, calls_under_way(proxy, fragile) as futures:
+        fragile.server.signal(signal.SIGKILL)
+        errors = [error for future in futures if (error := future.exception())]
+        assert 1 <= len(errors) < CALLS
+        for error in errors:
+            assert isinstance(error, grpc.RpcError)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        with grpc.insecure_channel(proxy.target) as channel:
+            for _ in range(CALLS):
+                assert len(EmbeddingServiceStub(channel).Embed(REQUEST, timeout=DEADLINE_S).embeddings) == 1
+
+
+def test_what_a_stream_has_asked_a_node_that_drains_is_answered(fragile: Node, tmp_path: Path) -> None:
+    """Envoy takes the node out, and leaves alone what is under way on it; the node then ends the stream."""
+    config = envoy_config([fragile.port], free_port(), free_port(), rendered_into(tmp_path))
+    is_over = threading.Event()
+
+    def requests() -> Iterator[pb.EmbedStreamRequest]:
+        yield pb.EmbedStreamRequest(id="only", request=REQUEST)
+        is_over.wait()
+
+    with running_envoy(config) as proxy, grpc.insecure_channel(proxy.target) as channel:
+        responses = EmbeddingServiceStub(channel).EmbedStream(requests(), timeout=60)
+        fragile.server.expect("entered")
+        fragile.server.signal(signal.SIGTERM)
+        until(lambda: "failed_active_hc" in envoys_view_of_nodes(proxy), lambda: envoys_view_of_nodes(proxy))
+        fragile.server.tell("release")
+        response = next(responses)
+        assert (response.id, response.final) == ("only", True)
+        with pytest.raises(grpc.RpcError, match="the server is shutting down; send the rest on a new stream"):
+            next(responses)
+        is_over.set()
+
+
+def rendered_into(folder: Path) -> Path:
+    """A folder of its own for a proxy."""
+    (folder / "proxy").mkdir()
+    return folder / "proxy"
+
+
+def envoys_view_of_nodes(proxy: ProxyProcess) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{proxy.config.admin_port}/clusters", timeout=30) as answer:
+        text: str = answer.read().decode()
+        return text
