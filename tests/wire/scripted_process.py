@@ -1,9 +1,9 @@
 """
 The server in a process of its own with the scripted engine, which obeys the test that started it.
 
-The process takes commands on its standard input, a line each (`hold`, `release`, `fail`), and says on its standard
-output what happens: `obeyed`, `building` (an engine), `loaded PORT METRICS_PORT`, `entered` (a batch begins),
-`stopped`.
+The process takes commands on its standard input, a line each (`hold`, `release`, `fail`, `slow`, `fast`), and says on
+its standard output what happens: `obeyed`, `building` (an engine), `loaded PORT METRICS_PORT`, `entered` (a batch
+begins), `stopped`.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from tests.scripted_engine import Script
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
+SLOW_S = 0.05
+"""What a batch takes in an engine that was told to be slow."""
 
 
 @dataclass
@@ -148,12 +151,24 @@ def _obey(script: Script, command: str) -> None:
         script.building.set()
     elif command == "fail":
         script.before_run = _fail
+    elif command == "slow":
+        script.before_run = _wait
+    elif command == "fast":
+        script.before_run = _go_on
     else:
         raise ValueError(command)
 
 
 def _fail(batch: TokenBatch) -> None:
     raise ValueError(f"the engine fails on {len(batch.lengths)} texts")
+
+
+def _wait(_batch: TokenBatch) -> None:
+    time.sleep(SLOW_S)
+
+
+def _go_on(_batch: TokenBatch) -> None:
+    pass
 
 
 def _say(line: str) -> None:

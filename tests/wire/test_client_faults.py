@@ -1,4 +1,4 @@
-"""The client of three server processes, of which one is killed, hangs or drains under load: no call is lost."""
+"""The client of three server processes, of which one is killed, hangs, drains or is slow under load."""
 
 import asyncio
 import queue
@@ -22,6 +22,7 @@ CALLERS = 6
 PAUSE_S = 0.01
 """Between the calls of one caller: the load is to be steady, not all that the machine can do."""
 TIMEOUT_S = 5.0
+PATIENCE_S = 30.0
 TEXT = "w10 w11 w12"
 
 
@@ -158,3 +159,20 @@ async def test_no_call_is_lost_when_a_node_drains(running: Load, nodes: list[Nod
     nodes[2].begin()
     await asyncio.to_thread(nodes[2].wait_until_loaded)
     await until(lambda: nodes[2].batches() > 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_least_loaded_gives_a_slow_node_fewer_calls(kind: Kind, nodes: list[Node]) -> None:
+    nodes[0].process.tell("slow")
+    targets = [node.target for node in nodes]
+    try:
+        async with connect(kind, targets, balancing="least_loaded") as client, load(client) as running:
+            shares = [1, 1, 1]
+            async with asyncio.timeout(PATIENCE_S):
+                while 2 * shares[0] > min(shares[1:]):
+                    for node in nodes:
+                        node.batches()
+                    await running.go_on(10)
+                    shares = [node.batches() for node in nodes]
+    finally:
+        nodes[0].process.tell("fast")
