@@ -85,6 +85,7 @@ EMBED_FAULTS = {
         asking(texts=[], token_ids=[ids(0, 2)], input_type=pb.INPUT_TYPE_QUERY), "input_type", ("token_ids",)
     ),
     "unknown model": Fault(asking(model="absent"), None, ("`absent`", "small"), NOT_FOUND),
+    "unknown model of two lines": Fault(asking(model="a\nb\x1b"), None, (r"`a\nb\x1b`",), NOT_FOUND),
     "unknown version": Fault(asking(version=7), None, ("version 7", "small", "1"), NOT_FOUND),
     "negative version": Fault(asking(version=-1), "version", ("-1", "positive")),
     "unknown mode": Fault(asking(modes=[pb.MODE_DENSE, 9]), "modes[1]", ("is 9", "MODE_HYBRID")),

@@ -1,5 +1,6 @@
 """The one place where the domain's errors become gRPC statuses, and the rich error that goes with each."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -54,6 +55,7 @@ _KSERVE_REASONS: tuple[tuple[type[errors.TrivecError], str], ...] = (
 REASON_KEY = "trivec-reason"
 _ERROR_DOMAIN = "trivec"
 _MAX_MESSAGE_BYTES = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,9 @@ def _build(error: Exception, request_id: str, codes: _Codes, reason: str = "") -
 
 
 def _cut(message: str) -> str:
-    """Names from the request may be long, and trailing metadata may not."""
-    return message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+    """Names from the request may be long, and trailing metadata may not; they may hold lines, and a message is one."""
+    line = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
+    return line.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
 
 
 def _attach(rich: status_pb2.Status, detail: Message) -> None:
