@@ -353,6 +353,13 @@ async def test_all_addresses_of_a_dns_name_are_balanced(kind: Kind, cluster: Clu
         assert two.calls == [10, 10]
 
 
+async def test_a_list_in_grpcs_own_form_is_balanced(kind: Kind, cluster: Cluster) -> None:
+    async with connect(kind, f"ipv4:{','.join(cluster.targets)}") as client:
+        await use_all(client, cluster)
+        await encode_all(client, 30)
+    assert cluster.calls == [10, 10, 10]
+
+
 async def test_a_dns_name_is_health_checked(kind: Kind, cluster: Cluster) -> None:
     await cluster.scripts[0].health.set(SERVICE, NOT_SERVING)
     port = cluster.targets[0].rpartition(":")[2]
@@ -362,9 +369,10 @@ async def test_a_dns_name_is_health_checked(kind: Kind, cluster: Cluster) -> Non
     assert cluster.scripts[0].requests == []
 
 
-async def test_one_target_is_neither_balanced_nor_health_checked(kind: Kind, cluster: Cluster) -> None:
+@pytest.mark.parametrize("scheme", ["", "ipv4:"])
+async def test_one_target_is_neither_balanced_nor_health_checked(kind: Kind, cluster: Cluster, scheme: str) -> None:
     await cluster.scripts[0].health.set(SERVICE, NOT_SERVING)
-    async with connect(kind, cluster.targets[0]) as client:
+    async with connect(kind, scheme + cluster.targets[0]) as client:
         await encode_all(client, 1)
 
 

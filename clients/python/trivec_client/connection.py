@@ -65,7 +65,7 @@ class Connection:
             )
         made = channel_options(tls)
         if len(targets.names) > 1:
-            made += _names_for_many(targets, tls, secured)
+            made += _names_for_many(targets, secured, (*made, *options))
         if balancing is not None:
             pick("balancing", BALANCINGS, balancing)
             made += [*CLUSTER_OPTIONS, ("grpc.service_config", service_config(balancing, health_service, retry))]
@@ -108,6 +108,9 @@ class Connection:
         return SENDS_PER_TRY if by_grpc else 1
 
 
+_NAMING_OPTIONS = ("grpc.ssl_target_name_override", "grpc.default_authority")
+
+
 def health_name(model: str, model_version: int) -> str:
     """What the servers' health must say SERVING of: the model that a client calls, else the service."""
     if model and model_version:
@@ -121,7 +124,7 @@ def _once_each(options: Sequence[ChannelOption]) -> tuple[ChannelOption, ...]:
 
 
 def _names_for_many(
-    targets: Targets, tls: Tls | None, credentials: grpc.ChannelCredentials | None
+    targets: Targets, credentials: grpc.ChannelCredentials | None, options: Sequence[ChannelOption]
 ) -> list[ChannelOption]:
     """
     The name that requests bear, and certificates must: a list of addresses has none of its own.
@@ -129,7 +132,7 @@ def _names_for_many(
     Raises:
         ValueError: it is needed for TLS and not known.
     """
-    if tls is not None and tls.server_name is not None:
+    if any(name in _NAMING_OPTIONS for name, _ in options):
         return []
     if credentials is not None and targets.host is None:
         raise ValueError(

@@ -11,6 +11,7 @@ DEFAULT_TARGET = "127.0.0.1:8001"
 
 _GRPC_NAMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 """How names begin that gRPC itself resolves; they say where the server is in ways of their own."""
+_ADDRESSES = ("ipv4:", "ipv6:")
 _LOCAL_NAMES = ("unix:", "unix-abstract:", "vsock:")
 """Those of them that lead to no network."""
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,7 +56,8 @@ class Targets:
     @property
     def may_be_several(self) -> bool:
         """Whether more than one server can be behind it: a list, or a name that gRPC looks up in DNS."""
-        return len(self.names) > 1 or self.names[0].startswith(("dns:", "ipv4:", "ipv6:"))
+        first = self.names[0]
+        return len(self.names) > 1 or first.startswith("dns:") or (first.startswith(_ADDRESSES) and "," in first)
 
     @property
     def is_local(self) -> bool:
@@ -121,7 +123,7 @@ def _in_ipv6(ip: _Address) -> _Address:
 def _is_local(name: str) -> bool:
     if name.startswith(_LOCAL_NAMES):
         return True
-    if name.startswith(("ipv4:", "ipv6:")):
+    if name.startswith(_ADDRESSES):
         return all(_is_local(address) for address in name[5:].split(","))
     if name.startswith("dns:"):
         name = name.removeprefix("dns:").rpartition("/")[2]
