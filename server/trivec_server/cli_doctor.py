@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trivec_server.cli_cache import PASSWORD_VARIABLES, USERNAME_VARIABLES
 from trivec_server.cli_options import option
 from trivec_server.cli_repository import repository_option
+from trivec_server.cli_security import access_options, access_settings
 from trivec_server.errors import CommandError
 from trivec_server.settings import ServeSettings
 
@@ -22,11 +24,13 @@ _DEFAULTS = ServeSettings()
 @option("--grpc-port", "The gRPC port.", type=click.IntRange(0, 65535), default=_DEFAULTS.grpc_port)
 @option("--metrics-host", "The address of the metrics endpoint.", default=_DEFAULTS.metrics_host)
 @option("--metrics-port", "Its port; -1: none.", type=click.IntRange(-1, 65535), default=_DEFAULTS.metrics_port)
+@access_options
 @option("--load", "Load each model, too, and run its self-check.", is_flag=True)
 @option("--json", "Write one JSON object.", is_flag=True)
 @click.pass_context
 def doctor(
     context: click.Context,
+    /,
     model_repository: tuple[Path, ...],
     load_model: tuple[str, ...],
     default_model: str | None,
@@ -37,6 +41,7 @@ def doctor(
     *,
     load: bool,
     json: bool,
+    **given: Any,
 ) -> int:
     """
     Check what `trivec serve` needs, and print for each thing that is wrong the command that mends it.
@@ -58,6 +63,8 @@ def doctor(
         grpc_port=grpc_port,
         metrics_host=metrics_host,
         metrics_port=None if metrics_port < 0 else metrics_port,
+        **access_settings(given),
+        **given,
     )
     commands = _commands(context)
     variables = Variables(

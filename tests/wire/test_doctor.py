@@ -17,10 +17,12 @@ import psutil
 import pytest
 from trivec_server import cli
 from trivec_server.repository.manifest import ModelFacts, Source, read_manifest, write_manifest
+from trivec_server.settings import TlsSettings
 from trivec_server.types import Mode
 
 from tests.command_line import trivec
 from tests.onnx_models import write_identity
+from tests.rpc.credentials import AccessFile, Authority
 from tests.serving_process import serve
 from tests.tiny_model import write_tiny_tokenizer
 
@@ -444,9 +446,71 @@ def test_one_port_for_both_endpoints_fails(examine: Doctor, repository: Path) ->
     ],
 )
 def test_a_host_that_cannot_be_bound_fails(examine: Doctor, repository: Path, host: str, fact: str) -> None:
-    code, findings = examine(repository, "--host", host, "--grpc-port", "8001")
+    code, findings = examine(repository, "--host", host, "--grpc-port", "8001", "--allow-insecure")
     assert code == 1
     assert only_fault(findings)["fact"].startswith(fact)
+
+
+def test_plain_text_beyond_this_machine_fails(examine: Doctor, repository: Path) -> None:
+    code, findings = examine(repository, "--host", "0.0.0.0")  # noqa: S104 - the fault
+    assert code == 1
+    assert only_fault(findings)["fact"].startswith("--host 0.0.0.0 is not loopback")
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> TlsSettings:
+    """A pair that is in order, and its key is the owner's alone."""
+    tls = Authority(tmp_path).server()
+    tls.private_key.chmod(0o600)
+    return tls
+
+
+def flags_of(tls: TlsSettings) -> tuple[str, ...]:
+    return "--tls-certificate", str(tls.certificate), "--tls-private-key", str(tls.private_key)
+
+
+def test_certificate_and_access_file_in_order_are_named(
+    examine: Doctor, repository: Path, secured: TlsSettings, tmp_path: Path
+) -> None:
+    access = AccessFile(tmp_path / "access.toml").write(reader={})
+    access.path.chmod(0o640)
+    code, findings = examine(repository, *flags_of(secured), "--access-file", str(access.path))
+    assert code == 0
+    assert findings["certificate"][0]["fact"].startswith(f"{secured.certificate} ends ")
+    assert findings["access file"][0]["fact"] == f"{access.path} has 1 identity"
+    assert "permissions" not in findings
+
+
+def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_ended_fails(
+    examine: Doctor, repository: Path, secured: TlsSettings, tmp_path: Path
+) -> None:
+    for days, code, status in ((10, 0, "warn"), (-1, 1, "fail")):
+        Authority(tmp_path).server(days=days)
+        secured.private_key.chmod(0o600)
+        ended, findings = examine(repository, *flags_of(secured))
+        assert (ended, only_fault(findings)["check"], only_fault(findings)["status"]) == (code, "certificate", status)
+
+
+def test_a_wrong_access_file_fails_with_the_entry(examine: Doctor, repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.touch(0o600)
+    path.write_text('[[identity]]\nname = "a"\nscopes = ["infer"]\n')
+    code, findings = examine(repository, "--access-file", str(path))
+    assert code == 1
+    assert '[[identity]] 1 ("a"): token_sha256 is missing' in only_fault(findings)["fact"]
+
+
+def test_a_key_that_every_user_can_read_is_a_warning_whose_mend_mends(
+    examine: Doctor, repository: Path, secured: TlsSettings
+) -> None:
+    secured.private_key.chmod(0o644)
+    code, findings = examine(repository, *flags_of(secured))
+    assert code == 0
+    fault = only_fault(findings)
+    assert fault["fact"].startswith("every user of this machine can read the private key")
+    subprocess.run(shlex.split(fault["mend"]), check=True)
+    _, findings = examine(repository, *flags_of(secured))
+    assert "permissions" not in findings
 
 
 def test_a_misspelt_variable_is_a_warning_with_the_name_meant(

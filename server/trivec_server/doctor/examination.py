@@ -8,6 +8,7 @@ from trivec_server.doctor.machine import check_cpu, check_memory, check_python
 from trivec_server.doctor.packages import check_engines, check_extras, check_packages
 from trivec_server.doctor.ports import check_ports
 from trivec_server.doctor.repositories import check_repositories
+from trivec_server.doctor.security import check_security
 from trivec_server.doctor.storage import check_hub, check_leftovers, check_repository_disk
 from trivec_server.doctor.variables import Variables, check_variables
 from trivec_server.settings import ServeSettings
@@ -31,6 +32,7 @@ def examine(settings: ServeSettings, variables: Variables, *, load: bool) -> lis
         *_run("cpu", check_cpu),
         *_run("environment", lambda: check_variables(variables)),
         *_run("ports", lambda: check_ports(settings)),
+        *_run("security", lambda: check_security(settings)),
     ]
     model_bytes = 0
     roots = settings.model_repositories

@@ -19,7 +19,8 @@ from trivec_server.transport.watched_files import WatchedFiles
 _log = get_logger(__name__)
 
 _DAY_S = 24 * 3600
-_ENDING_S = 14 * _DAY_S
+ENDING_S = 14 * _DAY_S
+"""How long before a certificate's end it is said to end soon."""
 _MEND_PAIR = "give --tls-certificate and --tls-private-key files that belong together"
 
 
@@ -92,7 +93,7 @@ class Certificates:
         _log.info(
             "certificate in use",
             file=str(self._settings.certificate),
-            ends=_date(self._pair.expires_at),
+            ends=utc(self._pair.expires_at),
             client_certificates=self._settings.client_ca is not None,
         )
         self._warn_of_end()
@@ -101,14 +102,24 @@ class Certificates:
         """Once a day."""
         now = time.time()
         left_s = self._pair.expires_at - now
-        if left_s < _ENDING_S and now - self._warned_at > _DAY_S:
+        if left_s < ENDING_S and now - self._warned_at > _DAY_S:
             self._warned_at = now
             say = _log.error if left_s <= 0 else _log.warning
             say(
                 "certificate has ended" if left_s <= 0 else "certificate ends soon",
                 file=str(self._settings.certificate),
-                ends=_date(self._pair.expires_at),
+                ends=utc(self._pair.expires_at),
             )
+
+
+def certificate_end(settings: TlsSettings) -> float:
+    """
+    Checks the files; gives when the first certificate of the chain ends, seconds since 1970.
+
+    Raises:
+        SecurityFileError: a file is missing, wrong or out of date.
+    """
+    return _read(settings).expires_at
 
 
 def _read(settings: TlsSettings) -> _Pair:
@@ -166,13 +177,14 @@ def _check_dates(path: Path, chain: list[x509.Certificate]) -> None:
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         name = certificate.subject.rfc4514_string() or "without a name"
         if ends <= now:
-            raise SecurityFileError(f"{path}: the certificate {name} ended at {_date(ends.timestamp())}; renew it")
+            raise SecurityFileError(f"{path}: the certificate {name} ended at {utc(ends.timestamp())}; renew it")
         if begins > now:
             raise SecurityFileError(
-                f"{path}: the certificate {name} begins at {_date(begins.timestamp())}, which is yet to come; look at "
+                f"{path}: the certificate {name} begins at {utc(begins.timestamp())}, which is yet to come; look at "
                 "this machine's clock"
             )
 
 
-def _date(timestamp: float) -> str:
+def utc(timestamp: float) -> str:
+    """An instant for a reader."""
     return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M} UTC"
