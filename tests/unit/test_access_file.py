@@ -61,6 +61,10 @@ def test_a_certificate_does_not_make_a_wrong_token_good(tmp_path: Path) -> None:
     [
         ("x", "is not TOML: "),
         ("a = 1\n", "`a` is not known; entries begin with [[identity]]"),
+        ('"a\\nb" = 1\n', r"`'a\nb'` is not known"),
+        (ENTRY + '"a\\nb" = 1\n', r"'a\nb' is not known"),
+        ("a = " + "9" * 5000, "is not TOML that can be read: a number is too long, or lists too deep"),
+        ("a = " + "[" * 5000, "is not TOML that can be read: a number is too long, or lists too deep"),
         ("", "has no [[identity]]"),
         ("identity = []\n", "has no [[identity]]"),
         ("identity = [1]\n", "[[identity]] 1: is not a table"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trivec_server.errors import SecurityFileError
+from trivec_server.repository.scan import shown_name
 
 MAX_CONCURRENT = 1_000_000
 _MAX_REQUESTS_PER_S = 1e6
@@ -108,9 +109,12 @@ def read_access_file(path: Path, *, has_client_ca: bool) -> AccessTable:
         raise SecurityFileError(f"{path}: is not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise SecurityFileError(f"{path}: is not TOML: {error}") from error
+    except (ValueError, RecursionError):
+        fault = "is not TOML that can be read: a number is too long, or lists too deep"
+        raise SecurityFileError(f"{path}: {fault}") from None
     entries = content.pop("identity", None)
     if content:
-        raise SecurityFileError(f"{path}: `{next(iter(content))}` is not known; entries begin with [[identity]]")
+        raise SecurityFileError(f"{path}: `{shown_name(next(iter(content)))}` is not known; entries begin with [[identity]]")
     if not isinstance(entries, list) or not entries:
         raise SecurityFileError(f"{path}: has no [[identity]]; `trivec token NAME` makes one")
     identities = tuple(
@@ -149,7 +153,7 @@ class _Entry:
         self._where += f' ("{name}")'
         for key in self._given:
             if key not in _KEYS:
-                raise self._fault(key, f"is not known; there are {', '.join(sorted(_KEYS))}")
+                raise self._fault(shown_name(key), f"is not known; there are {', '.join(sorted(_KEYS))}")
         digest, certificate = self._digest(), self._certificate(has_client_ca=has_client_ca)
         if digest is None and certificate is None:
             raise self._fault("token_sha256", "is missing, and so is certificate: nobody could be this identity")
