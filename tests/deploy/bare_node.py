@@ -46,8 +46,13 @@ class BareNode(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def bare_node(answer: Answer = lambda request, _: request, *, address: str = "127.0.0.1:0") -> Iterator[BareNode]:
-    """A node until the block ends; it echoes, unless told otherwise."""
+def bare_node(
+    answer: Answer = lambda request, _: request,
+    *,
+    address: str = "127.0.0.1:0",
+    credentials: tuple[bytes, bytes] | None = None,
+) -> Iterator[BareNode]:
+    """A node until the block ends; it echoes, unless told otherwise. `credentials`: a key and a certificate, in PEM."""
     server = grpc.server(
         futures.ThreadPoolExecutor(8), options=[*_ANY_SIZE, *_PINGS_OF_PROXIES, ("grpc.so_reuseport", 0)]
     )
@@ -56,7 +61,10 @@ def bare_node(answer: Answer = lambda request, _: request, *, address: str = "12
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     node = BareNode(answer)
     server.add_generic_rpc_handlers((node,))
-    node.port = server.add_insecure_port(address)
+    if credentials:
+        node.port = server.add_secure_port(address, grpc.ssl_server_credentials([credentials]))
+    else:
+        node.port = server.add_insecure_port(address)
     server.start()
     try:
         yield node

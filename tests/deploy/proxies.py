@@ -83,6 +83,7 @@ def envoy_config(
         tls: for the TLS listener; without it there is none.
     """
     shutil.copytree(ROOT / "deploy" / "envoy", directory, dirs_exist_ok=True)
+    (directory / "tls" / ".gitignore").unlink()
     for each in directory.glob("*.yaml"):
         each.write_text(each.read_text(encoding="utf-8").replace("/etc/envoy", str(directory)), encoding="utf-8")
     path = directory / name
@@ -98,7 +99,6 @@ def envoy_config(
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     set_nodes(directory, nodes)
     if tls:
-        (directory / "tls").mkdir()
         shutil.copy(tls.certificate, directory / "tls" / "tls.crt")
         shutil.copy(tls.private_key, directory / "tls" / "tls.key")
     return ProxyConfig(path, port, admin_port)

@@ -1,22 +1,25 @@
 """What Envoy alone does: JSON, a rate limit, retries, nodes that come and go."""
 
 import json
+import socket
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+import trustme
 import yaml
 from trivec_client import OverloadedError, RetryPolicy, TrivecClient
 
 from tests.deploy.bare_node import Answer, BareNode, Context, bare_node, calling
 from tests.deploy.conftest import until
 from tests.deploy.name_server import name_server
-from tests.deploy.proxies import ProxyProcess, envoy_config, free_port, running_envoy, set_nodes
+from tests.deploy.proxies import Certificate, ProxyProcess, envoy_config, free_port, running_envoy, set_nodes
 from tests.scripted_engine import expected_dense
 from tests.small_repository import ids_of
 
@@ -140,6 +143,39 @@ def test_a_call_without_a_deadline_gets_one(tmp_path: Path) -> None:
     (remaining_s,) = node.remaining_s
     assert remaining_s is not None
     assert 800 < remaining_s <= 900
+
+
+def test_a_certificate_that_comes_or_is_renewed_is_shown_without_a_restart(
+    tmp_path: Path, certificate: Certificate
+) -> None:
+    authority = trustme.CA()
+    config = envoy_config([free_port()], free_port(), free_port(), tmp_path, tls=certificate)
+    folder = tmp_path / "tls"
+    for file in folder.iterdir():
+        file.unlink()
+    with running_envoy(config) as proxy:
+        assert shown_name(certificate.port, authority) is None
+        for name in ("first", "second"):
+            issued = authority.issue_cert("127.0.0.1", common_name=name)
+            issued.private_key_pem.write_to_path(tmp_path / "new.key")
+            issued.cert_chain_pems[0].write_to_path(tmp_path / "new.crt")
+            (tmp_path / "new.key").replace(folder / "tls.key")
+            (tmp_path / "new.crt").replace(folder / "tls.crt")
+            until(lambda: shown_name(certificate.port, authority) == name, lambda: proxy.log)  # noqa: B023 - at once
+
+
+def shown_name(port: int, authority: trustme.CA) -> str | None:
+    """The common name of the certificate that a listener shows; None: it shows none."""
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as secured,
+        ):
+            shown = cast("dict[str, Any]", secured.getpeercert())
+            return str(dict(field[0] for field in shown["subject"])["commonName"])
+    except (ConnectionError, ssl.SSLError):
+        return None
 
 
 def test_nodes_join_and_leave_by_the_file_without_a_reload(tmp_path: Path) -> None:
