@@ -114,7 +114,9 @@ def read_access_file(path: Path, *, has_client_ca: bool) -> AccessTable:
         raise SecurityFileError(f"{path}: {fault}") from None
     entries = content.pop("identity", None)
     if content:
-        raise SecurityFileError(f"{path}: `{shown_name(next(iter(content)))}` is not known; entries begin with [[identity]]")
+        raise SecurityFileError(
+            f"{path}: `{shown_name(next(iter(content)))}` is not known; entries begin with [[identity]]"
+        )
     if not isinstance(entries, list) or not entries:
         raise SecurityFileError(f"{path}: has no [[identity]]; `trivec token NAME` makes one")
     identities = tuple(
