@@ -33,7 +33,7 @@ class Limits:
     max_stream_requests: int = 64
     max_stream_result_bytes: int = 64 * MIB
     max_connections: int = 4096
-    max_concurrent_streams: int = 1024
+    max_concurrent_streams: int = 4096
     max_metadata_bytes: int = 16 * 1024
     handshake_timeout_s: float = 10.0
     min_ping_interval_s: float = 0.5

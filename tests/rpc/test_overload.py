@@ -1,6 +1,7 @@
 """Too much work: refused at once with a hint when to come back, and what was admitted is served."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -185,3 +186,36 @@ async def test_nothing_is_left_of_a_refused_request(tmp_path: Path) -> None:
         await until(lambda: pipeline.pending_requests == 0)
         assert pipeline.queued_tokens == 0
         assert len(script.batches) == 1
+
+
+async def test_a_request_that_would_wait_in_vain_is_refused_while_the_engine_is_still_busy(tmp_path: Path) -> None:
+    script = Script(before_run=lambda _: time.sleep(0.05))
+    async with running_server(make_repository(tmp_path, config=ONE_BY_ONE), script) as server:
+        # The engine's speed is known once it has worked off a queue.
+        await asyncio.gather(*(start(server, "w10") for _ in range(4)))
+        async with busy_engine(server, script) as wait_for_tokens:
+            waiting = [start(server, "w10") for _ in range(40)]
+            await wait_for_tokens(40 * 3)
+            script.before_run = lambda _: None
+            in_vain = server.stub.Embed(request("w11"), timeout=1.9)
+            check_refusal(await failure_of(in_vain), "the answer would take about", "the deadline is in 1.")
+            assert not script.gate.is_set()
+            patient = asyncio.ensure_future(embed(server, request("w12")))
+            await wait_for_tokens(41 * 3)
+        await asyncio.gather(*waiting, patient)
+        assert server.metric("trivec_rejected_requests_total") == 1
+
+
+async def test_a_wait_beyond_the_limit_is_refused_without_a_deadline_too(tmp_path: Path) -> None:
+    script = Script(before_run=lambda _: time.sleep(0.05))
+    repository = make_repository(tmp_path, config=ONE_BY_ONE)
+    async with running_server(repository, script, limits=Limits(max_queue_time_s=0.5)) as server:
+        await asyncio.gather(*(start(server, "w10") for _ in range(4)))
+        async with busy_engine(server, script):
+            waiting = [start(server, "w10") for _ in range(11)]
+            await until(
+                lambda: server.metric("trivec_rejected_requests_total") > 0 or server.pipeline().queued_tokens >= 33
+            )
+            script.before_run = lambda _: None
+            check_refusal(await failure_of(embed(server, request("w11"))), "s of work wait", "the limit is 0.5 s")
+        await asyncio.gather(*waiting, return_exceptions=True)

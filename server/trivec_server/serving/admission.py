@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Generic, NamedTuple
+from typing import Generic, NamedTuple, Protocol
 
 from trivec_server.errors import Overloaded
 from trivec_server.metrics import ModelMetrics
-from trivec_server.serving.batcher import Batcher
-from trivec_server.serving.ticket import TicketT
+from trivec_server.serving.backlog import Backlog
+from trivec_server.serving.ticket import Ticket, TicketT
 from trivec_server.settings import Limits
 
 _MIN_RETRY_AFTER_S = 0.05
@@ -36,12 +36,24 @@ class Units(NamedTuple):
 TEXTS = Units("texts", "tokens")
 
 
+class Queue(Protocol):
+    """What is asked of the queue."""
+
+    @property
+    def backlog(self) -> Backlog:
+        """The work in it."""
+
+    @property
+    def backlog_s(self) -> float:
+        """How long one engine will take for it."""
+
+
 class Admission(Generic[TicketT]):
     """Keeps the limits of one version."""
 
-    def __init__(self, batcher: Batcher[TicketT], limits: Limits, metrics: ModelMetrics, units: Units) -> None:
+    def __init__(self, queue: Queue, limits: Limits, metrics: ModelMetrics, units: Units = TEXTS) -> None:
         self.admitted = Admitted()
-        self._batcher = batcher
+        self._queue = queue
         self._limits = limits
         self._metrics = metrics
         self._units = units
@@ -62,7 +74,7 @@ class Admission(Generic[TicketT]):
             self.refuse(f"{admitted.size_bytes:,} bytes are under way; the limit is {limits.max_queued_bytes:,}")
         if admitted.held_bytes + held_bytes > limits.max_held_bytes:
             self.refuse(f"results of {admitted.held_bytes:,} bytes are held; the limit is {limits.max_held_bytes:,}")
-        queued = self._batcher.queued_tokens
+        queued = self._queue.backlog.tokens
         if queued >= limits.max_queued_tokens:
             self.refuse(f"{queued:,} {units.tokens} wait; the limit is {limits.max_queued_tokens:,}")
 
@@ -78,21 +90,21 @@ class Admission(Generic[TicketT]):
             if waiting >= max_queue_size:
                 self.refuse(f"{waiting} requests wait; the model's max_queue_size is {max_queue_size}")
 
-    def check_wait(self, ticket: TicketT, tokens: int, engines: int) -> None:
+    def check_wait(self, ticket: Ticket, tokens: int, engines: int) -> None:
         """
         Checks for how long a request of about so many tokens would wait for so many engines.
 
         Raises:
             Overloaded: too long, or in vain: its deadline would pass.
         """
-        backlog = self._batcher.backlog
+        backlog = self._queue.backlog
         wait_s = backlog.wait_s(ticket.level, tokens, engines)
         if wait_s > self._limits.max_queue_time_s:
             self.refuse(f"about {wait_s:.1f} s of work wait; the limit is {self._limits.max_queue_time_s:g} s")
-        if ticket.deadline is None:
+        if ticket.deadline is None or not wait_s:
             return
-        # The batch that runs now, half of it in the mean, and its own. Where the wait is short batches are, too.
-        expected_s = wait_s + min(1.5 * backlog.batch_s, 2 * wait_s)
+        # The batch that runs now, at worst all of it, and its own. Where the wait is short, batches are, too.
+        expected_s = wait_s + 2 * min(backlog.batch_s, wait_s)
         remaining_s = ticket.deadline - ticket.admitted_at
         if expected_s > _MARGIN * remaining_s:
             self.refuse(f"the answer would take about {expected_s:.2f} s; the deadline is in {remaining_s:.2f} s")
@@ -105,5 +117,5 @@ class Admission(Generic[TicketT]):
             Overloaded: always, with the time after which to try again.
         """
         self._metrics.rejected_requests.inc()
-        retry_after_s = min(max(self._batcher.backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+        retry_after_s = min(max(self._queue.backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
         raise Overloaded(f"overloaded: {reason}; send the request again later", retry_after_s=retry_after_s)

@@ -14,7 +14,6 @@ from trivec_server.serving.ticket import Pending, TicketT
 _TELLING_S = 0.25
 """A batch of so long a time is no matter of fixed costs."""
 _MEMORY = 0.9
-_BATCH_SMOOTHING = 0.2
 
 
 class Backlog:
@@ -27,8 +26,8 @@ class Backlog:
         self.tokens = 0
         self._tokens: dict[tuple[int, int], int] = {}
         self._measured_s = 0.0
+        self._measured_s2 = 0.0
         self._measured_tokens = 0.0
-        self._batch_s = 0.0
 
     def add(self, slices: Iterable[Pending[TicketT]]) -> None:
         """Counts slices that join the queue."""
@@ -53,7 +52,7 @@ class Backlog:
             return
         self._measured_s = self._measured_s * _MEMORY + compute_s
         self._measured_tokens = self._measured_tokens * _MEMORY + tokens
-        self._batch_s += (_BATCH_SMOOTHING if self._batch_s else 1.0) * (compute_s - self._batch_s)
+        self._measured_s2 = self._measured_s2 * _MEMORY + compute_s * compute_s
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -62,8 +61,11 @@ class Backlog:
 
     @property
     def batch_s(self) -> float:
-        """How long a batch runs while there is more to do; 0: nothing is known."""
-        return self._batch_s
+        """
+        How long the batch runs that a request meets, while there is more to do: longer ones are met more often. 0:
+        nothing is known.
+        """
+        return self._measured_s2 / self._measured_s if self._measured_s else 0.0
 
     def wait_s(self, level: int, tokens: int, engines: int) -> float:
         """

@@ -79,7 +79,7 @@ class Batcher(Generic[TicketT]):
         self._tokenizer_may_work = threading.Condition(lock)
         self._inbox = inbox
         self._queue: list[Pending[TicketT]] = []
-        self.backlog = Backlog()
+        self._backlog = Backlog()
         self._idle_engines = 0
         self._idle_s = 0.0
         self._idle_counted_at = clock()
@@ -90,9 +90,14 @@ class Batcher(Generic[TicketT]):
         self._thread = threading.Thread(target=self._tokenize_beside_engines, name=f"tokenizer {name}", daemon=True)
 
     @property
+    def backlog(self) -> Backlog:
+        """The work that waits for a batch."""
+        return self._backlog
+
+    @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a batch."""
-        return self.backlog.tokens
+        return self._backlog.tokens
 
     @property
     def token_budget(self) -> int:
@@ -102,8 +107,8 @@ class Batcher(Generic[TicketT]):
     @property
     def backlog_s(self) -> float:
         """How long one engine will take for the queue's work, by its recent speed."""
-        known = self.backlog.seconds_per_token
-        return self.backlog.tokens * (self._seconds_per_token if known is None else known)
+        known = self._backlog.seconds_per_token
+        return self._backlog.tokens * (self._seconds_per_token if known is None else known)
 
     def idle_engine_s(self) -> float:
         """For how long engines have waited for work since the start, all of them together."""
@@ -176,7 +181,7 @@ class Batcher(Generic[TicketT]):
         """Takes the duration of a finished batch into the estimates of the engine's speed."""
         self._seconds_per_token += _RATE_SMOOTHING * (compute_s / tokens - self._seconds_per_token)
         with self._engine_may_work:
-            self.backlog.learn(tokens, compute_s, left_work=left_work)
+            self._backlog.learn(tokens, compute_s, left_work=left_work)
 
     def hurry(self) -> None:
         """From now on nothing waits for company: this batcher is about to be closed."""
@@ -217,7 +222,7 @@ class Batcher(Generic[TicketT]):
             self._engine_may_work.acquire()
             self._tokenizing = False
         self._queue.extend(slices)
-        self.backlog.add(slices)
+        self._backlog.add(slices)
         if self._idle_engines:
             self._engine_may_work.notify()
         if self._closing:
@@ -262,7 +267,7 @@ class Batcher(Generic[TicketT]):
 
     def _replace_queue(self, queue: list[Pending[TicketT]]) -> None:
         self._queue = queue
-        self.backlog.recount(queue)
+        self._backlog.recount(queue)
 
     def _count_idle(self, change: int) -> None:
         """So many more engines wait for work from now on."""

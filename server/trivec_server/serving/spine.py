@@ -74,7 +74,7 @@ class Spine(Generic[TicketT, EngineT]):
         self._batching = batching
         self._metrics = metrics
         self._statistics = statistics
-        self.admission = Admission(batcher, limits, metrics, units)
+        self.admission: Admission[TicketT] = Admission(batcher, limits, metrics, units)
         self.admitted = self.admission.admitted
         self._tickets: set[TicketT] = set()
         self._closing = False
