@@ -157,6 +157,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         health = Health(readiness=self._readiness, call_soon=loop.call_soon_threadsafe)
         self._metrics.watch_gpus(nvidia_gpu_uuids, _log.warning)
+        self._metrics.watch_tasks(lambda: len(asyncio.all_tasks(loop)))
         try:
             endpoint = MetricsEndpoint(
                 self._metrics, self._settings.metrics_host, port, log_failure=_log.exception, health=health

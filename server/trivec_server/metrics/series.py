@@ -136,6 +136,7 @@ class Metrics:
         self._poll_failures = self._counter(
             "trivec_repository_poll_failures", "Looks at the model repository that failed.", ()
         )
+        self._tasks = self._gauge("trivec_event_loop_tasks", "Tasks of the server's event loop that are not done.", ())
 
     def exposition(self) -> bytes:
         """What a scrape gets, in Prometheus' text format: first Trivec's own series, then Triton's. For any thread."""
@@ -220,6 +221,10 @@ class Metrics:
             warn: Told, on the thread that scrapes, why a GPU cannot be shown.
         """
         self._gpus = GpuReadings(uuids, warn)
+
+    def watch_tasks(self, count: Callable[[], int]) -> None:
+        """Shows how many tasks the event loop has from the next scrape on; `count` is called on any thread."""
+        self._tasks.set_function(count)
 
     def model(self, key: ModelVersion) -> ModelMetrics:
         """The series of one model version; the same ones for equal keys."""
