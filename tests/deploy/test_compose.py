@@ -36,7 +36,8 @@ def compose() -> dict[str, Any]:
 
 
 def services() -> dict[str, dict[str, Any]]:
-    return compose()["services"]
+    found: dict[str, dict[str, Any]] = compose()["services"]
+    return found
 
 
 NAMES = (*OWN, "envoy", "prometheus", "alertmanager", "blackbox-exporter", "grafana")

@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tools.check_image.building import Image
+from tools.check_image.caller import Asked, Worked
 from tools.check_image.commands import CheckError
 from tools.check_image.container import Container, Place, run_once, running
 
@@ -18,6 +20,9 @@ _PLAIN = {"TRIVEC_ALLOW_INSECURE": "true"}
 _START_TIMEOUT_S = 60
 _MODELS = ("m3-mini", "m3-openvino")
 _WORK_TEXTS = 48
+_CALL_TIMEOUT_S = 180
+_LEAST_COSINE = 0.999
+"""Between float32 and bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +95,15 @@ def _states(container: Container) -> str:
 
 
 def _check_answers(container: Container) -> None:
-    answer = _call(container, "ask", *_MODELS)
-    engines = answer["engines"]
-    _require(engines == dict(zip(_MODELS, ("onnxruntime", "openvino"), strict=True)), f"the engines are {engines}")
-    _require(answer["dense"] == [3, 384] and min(*answer["words"], *answer["tokens"]) > 0, f"the answer is {answer}")
-    _require(answer["least_cosine"] > 0.999, f"the engines differ: {answer['least_cosine']}")
-
-
-def _call(container: Container, *arguments: str) -> dict[str, object]:
-    with _caller(container, *arguments) as caller:
-        return _answer(caller)
+    _require(container.execute(["trivec", "health"]).stdout == "SERVING\n", "`trivec health` inside does not say SERVING")
+    with _caller(container, "ask", *_MODELS) as caller:
+        asked = Asked(**_answer(caller))
+    expected = dict(zip(_MODELS, ("onnxruntime", "openvino"), strict=True))
+    _require(asked.engines == expected, f"the engines are {asked.engines}")
+    _require(asked.dense == [3, 384], f"the shape of three dense vectors is {asked.dense}")
+    _require(len(asked.words) == len(asked.tokens) == 3, "sparse or multi-vectors are missing")
+    _require(min(*asked.words, *asked.tokens) > 0, f"a text has no words or tokens: {asked}")
+    _require(asked.least_cosine > _LEAST_COSINE, f"the engines differ: their least cosine is {asked.least_cosine}")
 
 
 def _caller(container: Container, *arguments: str) -> "subprocess.Popen[str]":
@@ -107,8 +111,8 @@ def _caller(container: Container, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _answer(caller: "subprocess.Popen[str]") -> dict[str, object]:
-    printed, complaint = caller.communicate(timeout=180)
+def _answer(caller: "subprocess.Popen[str]") -> dict[str, Any]:
+    printed, complaint = caller.communicate(timeout=_CALL_TIMEOUT_S)
     _require(caller.returncode == 0, f"a call failed: {complaint[-800:]}")
     answer = json.loads(printed)
     assert isinstance(answer, dict)
@@ -122,10 +126,10 @@ def _check_stop(container: Container) -> float:
         signalled_at = time.monotonic()
         code = container.stop()
         stop_s = time.monotonic() - signalled_at
-        answer = _answer(caller)
+        worked = Worked(**_answer(caller))
     _require(code == 0, f"after SIGTERM the container ended with {code}:\n{container.log}")
-    _require(answer["rows"] == _WORK_TEXTS and answer["are_unit"], f"the last answer is {answer}")
-    _require(answer["ended_at"] > signalled_at, "the request was over before SIGTERM: nothing was drained")
+    _require(worked.rows == _WORK_TEXTS and worked.are_unit, f"the last answer is {worked}")
+    _require(worked.ended_at > signalled_at, "the request was over before SIGTERM: nothing was drained")
     return stop_s
 
 
