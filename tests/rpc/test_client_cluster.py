@@ -22,6 +22,7 @@ from trivec_client import (
     TrivecClient,
     UnavailableError,
 )
+from trivec_client.retry import RESEND_RESERVE
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -281,6 +282,22 @@ async def test_attempts_that_time_out_are_counted(kind: Kind, cluster: Cluster) 
         with pytest.raises(DeadlineExceededError, match=r"no answer within attempt_timeout_s, 0\.05 s"):
             await client.call("encode", "a")
     assert sum(cluster.calls) == 3
+
+
+async def test_attempts_are_cut_short_only_while_few_are(kind: Kind, cluster: Cluster, clock: JumpingClock) -> None:
+    """To servers that do not answer, a hundred tries in all are sent again; then they wait, and none is lost."""
+    for script in cluster.scripts:
+        script.gate.clear()
+    retry = RetryPolicy(max_attempts=1000, attempt_timeout_s=0.01, resend_share=0)
+    async with connect(kind, cluster.targets, retry=retry, timeout_s=60, clock=clock) as client:
+        texts = [f"text {number}" for number in range(10)]
+        encoding = asyncio.create_task(client.call("encode", texts, batch_size=1))
+        await until(lambda: len(clock.waits_s) >= RESEND_RESERVE)
+        for script in cluster.scripts:
+            script.gate.set()
+        np.testing.assert_array_equal((await encoding)["dense_vecs"], [dense_of(text) for text in texts])
+    # As many more as had begun, of the four in flight, when the last resend was spent.
+    assert RESEND_RESERVE <= len(clock.waits_s) < RESEND_RESERVE + 4
 
 
 async def test_the_less_a_server_is_loaded_the_more_calls_it_gets(kind: Kind, cluster: Cluster) -> None:

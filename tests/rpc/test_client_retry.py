@@ -304,7 +304,15 @@ async def test_unreadable_details_leave_the_plain_status(kind: Kind, details: by
 
 @pytest.mark.parametrize(
     ("field_name", "value"),
-    [("max_attempts", 0), ("multiplier", 0.5), ("jitter", -1), ("initial_backoff_s", -1), ("overload_timeout_s", -1)],
+    [
+        ("max_attempts", 0),
+        ("multiplier", 0.5),
+        ("jitter", -1),
+        ("initial_backoff_s", -1),
+        ("overload_timeout_s", -1),
+        ("attempt_timeout_s", 0),
+        ("resend_share", -1),
+    ],
 )
 def test_a_policy_that_cannot_be_right_is_refused(field_name: str, value: float) -> None:
     with pytest.raises(ValueError, match=field_name):

@@ -62,6 +62,8 @@ def service_config(balancing: Balancing, health_service: str, retry: RetryPolicy
         "healthCheckConfig": {"serviceName": health_service},
     }
     if retry.max_attempts > 1:
+        # Of failures in a row gRPC sends a hundred again, then none until it has seen as many successes as it takes.
+        config["retryThrottling"] = {"maxTokens": 200, "tokenRatio": 0.2}
         config["methodConfig"] = [
             {
                 "name": unary,

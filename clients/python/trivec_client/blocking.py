@@ -16,7 +16,7 @@ from trivec_client.errors import TrivecClientError, parse_rpc_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
-from trivec_client.retry import Attempts
+from trivec_client.retry import Attempts, ResendBudget
 from trivec_client.rpcs import Rpcs
 
 Deadline = Callable[[], float | None]
@@ -70,6 +70,7 @@ class BlockingRunner:
         self._rpcs = Rpcs(channel)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="trivec-client-main")
         self._closed = False
+        self._budget = ResendBudget(settings.retry.resend_share)
         self._metadata = connection.metadata
 
     def close(self) -> None:
@@ -110,6 +111,7 @@ class BlockingRunner:
     def _run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls) -> Result:
         attempts = Attempts(
             self._settings.retry,
+            self._budget,
             deadline_s=deadline_s,
             now_s=self._clock.now_s,
             random=self._clock.random,

@@ -15,7 +15,7 @@ from trivec_client.errors import TrivecClientError, parse_rpc_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
-from trivec_client.retry import Attempts
+from trivec_client.retry import Attempts, ResendBudget
 from trivec_client.rpcs import Rpcs
 
 Item = TypeVar("Item")
@@ -32,6 +32,7 @@ class AsyncRunner:
         self._settings = settings
         self._clock = clock
         self._closed = False
+        self._budget = ResendBudget(settings.retry.resend_share)
         self._metadata = connection.metadata
 
     @cached_property
@@ -61,6 +62,7 @@ class AsyncRunner:
         self._check_open()
         attempts = Attempts(
             self._settings.retry,
+            self._budget,
             deadline_s=deadline_s,
             now_s=self._clock.now_s,
             random=self._clock.random,

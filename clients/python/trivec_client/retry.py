@@ -1,11 +1,15 @@
 """When a failed request is sent again: decided here, without I/O, for both clients."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 
 from trivec_client.errors import DeadlineExceededError, OverloadedError, TrivecClientError
+
+RESEND_RESERVE = 100
+"""Resends by `attempt_timeout_s` that a client may save up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,9 @@ class RetryPolicy:
         attempt_timeout_s: how long one try may take before the request is sent again, of several servers to another.
             None: as long as the call; a server that hangs is then left when it does not answer pings. A value must be
             above what the slowest request takes, or that one never succeeds.
+        resend_share: how many resends `attempt_timeout_s` may cause: 100, and for each request that begins this share
+            of one more. Past them a try may take as long as the call: servers that are slow because there is too much
+            to do are not given more.
     """
 
     max_attempts: int = 5
@@ -39,17 +46,42 @@ class RetryPolicy:
     jitter: float = 0.25
     overload_timeout_s: float = 300.0
     attempt_timeout_s: float | None = None
+    resend_share: float = 0.2
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts: {self.max_attempts} is below 1")
         if self.multiplier < 1:
             raise ValueError(f"multiplier: {self.multiplier} is below 1")
-        for name in ("initial_backoff_s", "max_backoff_s", "jitter", "overload_timeout_s"):
+        for name in ("initial_backoff_s", "max_backoff_s", "jitter", "overload_timeout_s", "resend_share"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
         if self.attempt_timeout_s is not None and not self.attempt_timeout_s > 0:
             raise ValueError(f"attempt_timeout_s: {self.attempt_timeout_s} is not above zero")
+
+
+class ResendBudget:
+    """How many more tries of a client may be cut short; safe to share between threads. See `resend_share`."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._left: float = RESEND_RESERVE
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        """A request begins."""
+        with self._lock:
+            self._left = min(self._left + self._share, RESEND_RESERVE)
+
+    def spend(self) -> None:
+        """A try was cut short. Tries that began while there was some left may make it less than nothing."""
+        with self._lock:
+            self._left -= 1
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no more tries may be cut short."""
+        return self._left < 1
 
 
 class Attempts:
@@ -58,6 +90,7 @@ class Attempts:
     def __init__(
         self,
         policy: RetryPolicy,
+        budget: ResendBudget,
         *,
         deadline_s: float | None,
         now_s: Callable[[], float],
@@ -68,6 +101,7 @@ class Attempts:
         """
         Args:
             policy: the rules.
+            budget: the client's, for all its requests.
             deadline_s: an instant on the clock that `now_s` reads; None: no deadline.
             now_s: the clock.
             random: chance, in [0, 1).
@@ -75,6 +109,8 @@ class Attempts:
             has_other_servers: whether the next try can go to another server.
         """
         self._policy = policy
+        self._budget = budget
+        budget.earn()
         self._deadline_s = deadline_s
         self._now_s = now_s
         self._random = random
@@ -92,7 +128,7 @@ class Attempts:
         Raises:
             DeadlineExceededError: none are left.
         """
-        attempt_s = self._policy.attempt_timeout_s
+        attempt_s = None if self._budget.is_spent else self._policy.attempt_timeout_s
         if self._deadline_s is None:
             self._is_cut_short = attempt_s is not None
             return attempt_s
@@ -137,6 +173,7 @@ class Attempts:
         """Time enough has passed already: the next try begins at once."""
         error.message = f"no answer within attempt_timeout_s, {self._policy.attempt_timeout_s:g} s"
         self._count(error, 1)
+        self._budget.spend()
         return 0.0
 
     def _count(self, error: TrivecClientError, sends: int) -> None:
