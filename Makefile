@@ -38,12 +38,16 @@ test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER)
 test-torch: .venv-torch/.test ## Run the tests against torch and FlagEmbedding, in an environment of their own.
 	.venv-torch/bin/python -m pytest -m torch $(ARGS)
 
+.PHONY: fuzz
+fuzz: .venv/.test ## Send 50,000 cases that nobody would write: messages to every RPC, files to their readers.
+	.venv/bin/python -m tests.fuzz $(ARGS)
+
 .PHONY: golden
 golden: .venv-torch/.test ## Make the golden files of tests/numerics anew, with FlagEmbedding.
 	.venv-torch/bin/python -m tests.numerics.golden
 
 .PHONY: check
-check: .venv/.check .venv-stubs/.ready ## Check style, types, imports, the protocol and its stubs.
+check: .venv/.check .venv-stubs/.ready .venv-audit/.ready ## Check style, types, imports, the protocol and its stubs, and the pinned packages.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -51,6 +55,7 @@ check: .venv/.check .venv-stubs/.ready ## Check style, types, imports, the proto
 	.venv/bin/hadolint Dockerfile
 	tools/lint_protos.sh
 	tools/check_stubs.sh
+	.venv/bin/python tools/audit.py .venv-audit/bin/pip-audit
 
 .PHONY: format
 format: .venv/.check ## Put the code into the style that `make check` asks for.
@@ -108,7 +113,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image .systemd build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-audit .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image .systemd build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -157,6 +162,11 @@ $(MINI): | .venv/.serve
 	@tools/install_triton.sh .venv-triton
 	@touch $@
 
+.venv-audit/.ready: constraints-audit.txt .venv-audit/bin/python
+	@tools/make_venv.sh $(PYTHON) .venv-audit
+	@.venv-audit/bin/python $(PIP_INSTALL) --no-deps -r constraints-audit.txt
+	@touch $@
+
 .venv-tritonclient/.ready: constraints-tritonclient.txt .venv-tritonclient/bin/python
 	@tools/make_venv.sh $(PYTHON) .venv-tritonclient
 	@.venv-tritonclient/bin/python $(PIP_INSTALL) --no-deps -r constraints-tritonclient.txt
@@ -193,5 +203,5 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 	@touch $@
 
 # Also when the Python that an environment was made with is gone.
-.venv/bin/python .venv-torch/bin/python .venv-stubs/bin/python .venv-triton/bin/python .venv-tritonclient/bin/python:
+.venv/bin/python .venv-torch/bin/python .venv-stubs/bin/python .venv-triton/bin/python .venv-tritonclient/bin/python .venv-audit/bin/python:
 	@tools/make_venv.sh $(PYTHON) $(@:/bin/python=)
