@@ -1,6 +1,7 @@
 """Calls that manage the server: from where, and by whom."""
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from tests.rpc.running_server import RunningServer, running_server
 from tests.scripted_engine import Script
 from tests.small_repository import make_repository
 
+SERVICE_NAME = SERVICE.rpartition(".")[2]
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 Metadata = list[tuple[str, str]]
@@ -203,3 +205,16 @@ async def test_without_reflection_the_services_are_not_described(tmp_path: Path)
         )
         call = method()
         assert await call.code() is UNIMPLEMENTED
+
+
+def test_the_guide_says_of_every_call_what_it_needs() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "security.md"
+    rows = re.findall(r"^\| (.+) \| (infer|management) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    told = {
+        needs: {name for calls, of in rows if of == needs for name in re.split(r", | with.*", calls) if name}
+        for needs in ("infer", "management")
+    }
+    services = (pb.DESCRIPTOR.services_by_name["EmbeddingService"], kserve.DESCRIPTOR.services_by_name[SERVICE_NAME])
+    methods = {method.name for service in services for method in service.methods}
+    assert told["management"] == set(MANAGING)
+    assert told["infer"] - {"reflection"} == methods - (set(MANAGING) - {"LogSettings", "TraceSetting"})

@@ -78,7 +78,7 @@ def _requires(name: str) -> list[str]:
         return []
 
 
-@pytest.mark.parametrize("name", ["constraints-torch.txt", "constraints-stubs.txt"])
+@pytest.mark.parametrize("name", ["constraints-torch.txt", "constraints-stubs.txt", "constraints-audit.txt"])
 def test_the_other_constraints_are_pins(name: str) -> None:
     assert read_pins(name)
 

@@ -9,8 +9,6 @@ from trivec_server.doctor.finding import Finding, Status
 from trivec_server.errors import SecurityFileError
 from trivec_server.settings import ServeSettings, TlsSettings
 from trivec_server.transport.access_file import read_access_file
-from trivec_server.transport.addresses import is_loopback
-from trivec_server.transport.tls import ENDING_S, certificate_end, utc
 
 
 def check_security(settings: ServeSettings) -> list[Finding]:
@@ -26,6 +24,8 @@ def check_security(settings: ServeSettings) -> list[Finding]:
 
 
 def _check_address(settings: ServeSettings) -> list[Finding]:
+    from trivec_server.transport.addresses import is_loopback  # noqa: PLC0415 - needs the server's packages
+
     if settings.tls is not None:
         return []
     try:
@@ -44,6 +44,8 @@ def _check_address(settings: ServeSettings) -> list[Finding]:
 
 
 def _check_certificate(tls: TlsSettings) -> Finding:
+    from trivec_server.transport.tls import ENDING_S, certificate_end, utc  # noqa: PLC0415 - the same
+
     try:
         end = certificate_end(tls)
     except SecurityFileError as error:

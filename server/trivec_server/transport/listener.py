@@ -27,7 +27,6 @@ from trivec_server.transport.kserve.service import InferenceService
 from trivec_server.transport.load_report import LoadReport
 from trivec_server.transport.management import ServedElsewhere
 from trivec_server.transport.reflection import add_reflection
-from trivec_server.transport.tls import Certificates
 from trivec_server.transport.tracing import Tracing
 
 _log = get_logger(__name__)
@@ -63,7 +62,12 @@ class Listener:
         self._registry = registry
         is_loopback = check_addresses(settings)
         security = metrics.security
-        self._certificates = None if settings.tls is None else Certificates(settings.tls, security)
+        self._connections = metrics.connections
+        self._certificates = None
+        if settings.tls is not None:
+            from trivec_server.transport.tls import Certificates  # noqa: PLC0415 - others do without its package
+
+            self._certificates = Certificates(settings.tls, security)
         self._access = None
         if settings.access_file is not None:
             has_client_ca = settings.tls is not None and settings.tls.client_ca is not None
@@ -73,7 +77,7 @@ class Listener:
         self._draining = False
         gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
         report = LoadReport(registry.loads) if settings.load_report else None
-        scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing, report)
+        scope = CallScope(metrics, settings.limits, gate, tracing, report)
         self._service = EmbeddingService(registry, settings.limits, scope)
         self._inference = InferenceService(settings, registry, scope, control)
         handlers = (self._service.handler(), self._inference.handler())
@@ -81,7 +85,7 @@ class Listener:
         self._management: grpc.aio.Server | None = None
         if settings.management_port is not None:
             gate = Gate(None, MANAGEMENT_PORT_RULE, security)
-            scope = CallScope(metrics, settings.limits.max_response_bytes, gate, tracing)
+            scope = CallScope(metrics, settings.limits, gate, tracing)
             handlers = (self._inference.management_handler(scope), ServedElsewhere(scope))
             self._management = self._new_server(scope, handlers, (INFERENCE_SERVICE_NAME,))
         self.management_port: int | None = None
@@ -116,6 +120,7 @@ class Listener:
             await self._management.start()
             _log.info("management port open", host=settings.management_host, port=self.management_port)
         await self._server.start()
+        self._connections.watch([port], settings.limits.max_connections)
         if self._certificates is not None or self._access is not None:
             self._looking = asyncio.ensure_future(self._look_for_changes())
         return port
