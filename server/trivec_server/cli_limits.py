@@ -31,7 +31,10 @@ _TEXTS = {
     "max_stream_result_bytes": "Bytes of results held for one stream: EmbedStream or ModelStreamInfer.",
     "max_connections": "Connections to the gRPC port; more are closed at once.",
     "max_concurrent_streams": "Calls under way on one connection; well-behaved clients wait, others are refused.",
+    "max_concurrent_calls": "Calls under way on all connections.",
+    "max_unread_bytes": "Bytes of large answers that a connection may leave unread before its calls are refused.",
     "max_metadata_bytes": "Bytes of a call's metadata: names, values and 32 for each pair.",
+    "request_timeout_s": "Seconds in which the request of a call must arrive as a whole; not of a stream.",
     "handshake_timeout_s": "Seconds that a new connection has to become a TLS and HTTP/2 one.",
     "min_ping_interval_s": "Seconds between a client's keepalive pings, at least; a connection with more is closed.",
 }

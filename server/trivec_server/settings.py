@@ -34,7 +34,10 @@ class Limits:
     max_stream_result_bytes: int = 64 * MIB
     max_connections: int = 4096
     max_concurrent_streams: int = 4096
+    max_concurrent_calls: int = 16_384
+    max_unread_bytes: int = 256 * MIB
     max_metadata_bytes: int = 16 * 1024
+    request_timeout_s: float = 60.0
     handshake_timeout_s: float = 10.0
     min_ping_interval_s: float = 0.5
 

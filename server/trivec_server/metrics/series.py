@@ -21,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from trivec_server.metrics.connections import ConnectionSeries
 from trivec_server.metrics.exposition import render
 from trivec_server.metrics.hardware import GpuReadings, HostReadings
 from trivec_server.metrics.response_cache import CacheCollector, CacheUsage
@@ -77,6 +78,7 @@ class Metrics:
         self._cache = CacheCollector()
         self.registry.register(self._cache)
         self.security = SecurityMetrics(self.registry)
+        self.connections = ConnectionSeries(self.registry)
         self._host = HostReadings()
         self._gpus: GpuReadings | None = None
         self._sources: dict[ModelVersion, Source] = {}

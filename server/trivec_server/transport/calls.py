@@ -17,11 +17,13 @@ import grpc
 from trivec_server.errors import Overloaded, ResponseTooLarge, TrivecError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
+from trivec_server.settings import Limits
 from trivec_server.transport.access import Caller
 from trivec_server.transport.access_file import Scope
 from trivec_server.transport.gate import Gate
 from trivec_server.transport.load_report import LoadReport
 from trivec_server.transport.parse import parse_request_id
+from trivec_server.transport.reception import Reception
 from trivec_server.transport.status import CallStatus, StatusOf, status_of
 from trivec_server.transport.tracing import TRACE_PARENT_KEY, CallTrace, Tracing, named_trace_id
 
@@ -48,6 +50,7 @@ class Call:
     trace: CallTrace | None = None
     caller: Caller | None = None
     context: Context | None = None
+    has_entered: bool = False
 
     def take_request_id(self, value: str) -> None:
         """
@@ -73,7 +76,7 @@ class CallScope:
     def __init__(
         self,
         metrics: Metrics,
-        max_response_bytes: int,
+        limits: Limits,
         gate: Gate,
         tracing: Tracing | None = None,
         load_report: LoadReport | None = None,
@@ -82,7 +85,8 @@ class CallScope:
         self._load_report = load_report
         self._gate = gate
         self._tracing = tracing
-        self._max_response_bytes = max_response_bytes
+        self._max_response_bytes = limits.max_response_bytes
+        self.reception = Reception(limits, metrics)
         # Unique over servers and restarts, and cheap: a counter behind a random start.
         self._id_prefix = secrets.token_hex(6)
         self._id_count = 0
@@ -114,8 +118,10 @@ class CallScope:
         Lets a call in, or does not. `needs` None: `require` is asked once that is known.
 
         Raises:
-            Unauthenticated, PermissionDenied, LimitOfIdentity: why not.
+            Overloaded, Unauthenticated, PermissionDenied, LimitOfIdentity: why not.
         """
+        self.reception.enter(context)
+        call.has_entered = True
         if self._gate.asks or needs is not Scope.INFER:
             call.caller = self._gate.admit(context, call.method, needs)
 
@@ -150,6 +156,9 @@ class CallScope:
 
     def release(self, call: Call) -> None:
         """The call is under way no more; once is enough."""
+        if call.has_entered:
+            self.reception.leave()
+            call.has_entered = False
         if call.caller is not None:
             self._gate.release(call.caller)
             call.caller = None
@@ -240,11 +249,11 @@ def unary(
     callers need; None: `run` asks for it.
     """
 
-    async def invoke(raw: bytes, context: Context) -> bytes:
+    async def invoke(_: object, context: Context) -> bytes:
         call = scope.open(method, context)
         try:
             scope.admit(call, context, needs)
-            response = await run(raw, call)
+            response = await run(await scope.reception.read(context), call)
             scope.check_size(response)
         except asyncio.CancelledError:
             scope.close(call, grpc.StatusCode.CANCELLED.name)
@@ -253,8 +262,9 @@ def unary(
             status = scope.failed(call, error, status_of)
         else:
             scope.close(call, grpc.StatusCode.OK.name)
+            scope.reception.answer(context, len(response))
             return response
         scope.close(call, status.code.name)
         return await abort(context, status, call.request_id)
 
-    return grpc.unary_unary_rpc_method_handler(invoke)
+    return grpc.stream_unary_rpc_method_handler(invoke)
