@@ -1,0 +1,143 @@
+"""
+docs/operations.md as a reader follows it: every command block, top to bottom, in one shell.
+
+What differs from a reader's machine:
+
+- The directory is an empty one with `deploy` in it; `trivec` is that of the environment that runs these tests.
+- The ports 8001, 8002, 8011 and 8012 may be taken: free ones stand in their place.
+- Servers drain without a pause: no balancer has to see it.
+- Where there is no curl, a few lines of Python do what this page asks of it.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.observability.monitoring import BINARIES, DEPLOY, ROOT
+
+DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+PORTS = ("8001", "8002", "8011", "8012")
+TIMEOUT_S = 180
+CURL = f"""\
+#!{sys.executable}
+import sys, urllib.request
+try:
+    print(urllib.request.urlopen(sys.argv[-1]).read().decode(), end="")
+except OSError as error:
+    sys.exit(str(error))
+"""
+_MARK = "== block "
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """What each block printed, by its first line."""
+    folder = tmp_path_factory.mktemp("operations")
+    (folder / "deploy").symlink_to(DEPLOY)
+    script = "".join(f"echo '{_MARK}{number}'\n{block}" for number, block in enumerate(BLOCKS))
+    for documented, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        script = re.sub(rf"\b{documented}\b", str(free), script)
+    done = None
+    try:
+        done = subprocess.run(
+            ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
+            cwd=folder,
+            env=environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        logs = "".join(log.read_text(encoding="utf-8") for log in folder.glob("fleet/*.log"))
+        assert done.returncode == 0, done.stdout + logs
+    finally:
+        if done is None or done.returncode:
+            end_nodes(folder)
+    parts = re.split(rf"^{_MARK}\d+\n", done.stdout, flags=re.MULTILINE)[1:]
+    yield {block.splitlines()[0]: part for block, part in zip(BLOCKS, parts, strict=True)}
+    assert not (folder / "fleet").exists()
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    """A reader's shell, with `trivec`, Prometheus' tools and curl to be found."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "trivec").write_text(f'#!/bin/sh\nexec {sys.executable} -m trivec_server "$@"\n', encoding="utf-8")
+    if shutil.which("curl") is None:
+        (programs / "curl").write_text(CURL, encoding="utf-8")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TRIVEC_")}
+    kept["TRIVEC_DRAIN_PAUSE_S"] = "0"
+    return {**kept, "PATH": os.pathsep.join([str(programs), str(BINARIES), kept["PATH"]])}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def end_nodes(folder: Path) -> None:
+    """Ends what blocks have started and not ended."""
+    for file in folder.glob("fleet/*.pid"):
+        if psutil.pid_exists(pid := int(file.read_text(encoding="ascii"))):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_two_nodes_serve_and_answer(printed: Mapping[str, str]) -> None:
+    assert printed["mkdir -p fleet"].count("SERVING") >= 2
+    assert '"dense"' in printed["mkdir -p fleet"]
+
+
+def test_a_node_tells_its_health_models_and_series(printed: Mapping[str, str]) -> None:
+    told = printed["trivec health --target 127.0.0.1:8001"]
+    assert 'trivec_model_ready{model="m3-mini",version="1"} 1.0' in told
+    assert "trivec_queued_tokens" in told
+
+
+def test_a_failed_request_is_found_by_its_id(printed: Mapping[str, str]) -> None:
+    (block,) = [block for first, block in printed.items() if "max-tokens" in first]
+    found = re.search(r"\(request (\S+)\)$", block, re.MULTILINE)
+    assert found
+    (line,) = [line for line in block.splitlines() if line.startswith("{")]
+    assert json.loads(line)["request_id"] == found[1]
+
+
+def test_the_speed_of_an_engine_can_be_read(printed: Mapping[str, str]) -> None:
+    (block,) = [block for first, block in printed.items() if "seq 50" in first]
+    found = re.search(r"^tokens/s ([\d.]+)", block, re.MULTILINE)
+    assert found
+    assert float(found[1]) > 0
+
+
+def test_a_model_is_upgraded_and_rolled_back(printed: Mapping[str, str]) -> None:
+    upgraded = printed["cp -r fleet/models/m3-mini/1 fleet/models/m3-mini/incoming"]
+    assert len(re.findall(r"2 +READY", upgraded)) == 2
+    rolled_back = printed["cp fleet/models/m3-mini/config.pbtxt fleet/config.before"]
+    assert len(re.findall(r"1 +READY", rolled_back)) == 2
+
+
+def test_every_block_printed_no_error_of_a_shell(printed: Mapping[str, str]) -> None:
+    assert not [part for part in printed.values() if re.search(r"command not found|No such file", part)]
+
+
+def test_no_command_stands_outside_of_the_blocks() -> None:
+    assert set(re.findall(r"^```(\w*)$", DOCUMENT, re.MULTILINE)) == {"bash", "text", ""}
