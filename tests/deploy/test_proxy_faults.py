@@ -1,6 +1,7 @@
 """Nodes that die, hang and drain behind a proxy, with calls under way on them."""
 
 import signal
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
+from tests.deploy.bare_node import Context, bare_node, calling
 from tests.deploy.conftest import Node, start_nodes, until
 from tests.deploy.proxies import (
     ProxyProcess,
@@ -97,6 +100,42 @@ def test_what_a_stream_has_asked_a_node_that_drains_is_answered(fragile: Node, t
         with pytest.raises(grpc.RpcError, match="the server is shutting down; send the rest on a new stream"):
             next(responses)
         is_over.set()
+
+
+@pytest.mark.parametrize("order", [signal.SIGHUP, signal.SIGQUIT])
+def test_nginx_finishes_what_is_under_way_when_it_reloads_or_quits(tmp_path: Path, order: signal.Signals) -> None:
+    may_answer, has_begun = threading.Event(), threading.Event()
+
+    def answer(request: bytes, _: Context) -> bytes:
+        has_begun.set()
+        may_answer.wait(DEADLINE_S)
+        return request
+
+    with (
+        bare_node(answer) as node,
+        running_nginx(nginx_config([node.port], free_port(), rendered_into(tmp_path))) as proxy,
+        calling(proxy.target) as call,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        future = thread.submit(call, b"kept", timeout=DEADLINE_S)
+        has_begun.wait(DEADLINE_S)
+        before = worker_pids(proxy)
+        proxy.process.send_signal(order)
+        until(lambda: worker_pids(proxy) != before or not accepts(proxy), lambda: proxy.log)
+        may_answer.set()
+        assert future.result() == b"kept"
+
+
+def worker_pids(proxy: ProxyProcess) -> set[int]:
+    return {child.pid for child in psutil.Process(proxy.process.pid).children()}
+
+
+def accepts(proxy: ProxyProcess) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", proxy.config.port), DEADLINE_S).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 def rendered_into(folder: Path) -> Path:
