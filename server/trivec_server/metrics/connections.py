@@ -1,4 +1,4 @@
-"""The series of connections, of which gRPC tells nothing (the system is asked, at each scrape), and of calls refused."""
+"""The series of connections, of which gRPC tells nothing: the system is asked at each scrape. And of calls refused."""
 
 from collections.abc import Collection
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LOOKS = 4
 """How often in a client's time the calls are looked at."""
 _RETRY_AFTER_S = 1.0
+_LEAST_TIME_S = 1.0
+"""So long a request may be on its way, however many calls there are."""
 _LARGE_BYTES = 64 * 1024
 """Smaller answers are bounded by their number."""
 
@@ -39,12 +41,12 @@ class Reception:
 
     def enter(self, context: "Context") -> None:
         """
-        A call begins.
+        A call begins. Where there are too many, one gives way whose request does not arrive.
 
         Raises:
             Overloaded: there are too many, or its connection leaves too much unread.
         """
-        if self._calls >= self._limits.max_concurrent_calls:
+        if self._calls >= self._limits.max_concurrent_calls and not self._make_room():
             self._series.refused("calls")
             raise Overloaded(
                 f"overloaded: {self._calls} calls are under way; the limit is {self._limits.max_concurrent_calls}; "
@@ -83,7 +85,8 @@ class Reception:
                 raise
             task.uncancel()
             self._series.refused("slow")
-            raise DeadlineExceeded(f"the request was not whole within {self._limits.request_timeout_s:g} s") from None
+            waited_s = time.monotonic() - self._reading[task]
+            raise DeadlineExceeded(f"the request was not whole after {waited_s:.1f} s") from None
         finally:
             del self._reading[task]
             self._late.discard(task)
@@ -97,6 +100,20 @@ class Reception:
             peer = context.peer()
             self._unread[peer] = self._unread.get(peer, 0) + size_bytes
             _this_task().add_done_callback(partial(self._answered, peer, size_bytes))
+
+    def _make_room(self) -> bool:
+        """Ends the call whose request has been on its way for longest, unless that is not long."""
+        for task, since in self._reading.items():
+            if task not in self._late:
+                if time.monotonic() - since < _LEAST_TIME_S:
+                    return False
+                self._end(task)
+                return True
+        return False
+
+    def _end(self, task: asyncio.Task[object]) -> None:
+        self._late.add(task)
+        task.cancel()
 
     def _answered(self, peer: str, size_bytes: int, _: object) -> None:
         left = self._unread[peer] - size_bytes
@@ -117,8 +134,7 @@ class Reception:
         latest = time.monotonic() - self._limits.request_timeout_s
         for task, since in self._reading.items():
             if since <= latest and task not in self._late:
-                self._late.add(task)
-                task.cancel()
+                self._end(task)
 
 
 def _this_task() -> asyncio.Task[object]:
