@@ -63,7 +63,7 @@ def cli() -> None:
 @option(
     "--cache-config",
     "Where models with response_cache keep embeddings: `local,size=BYTES`, or `redis,KEY=VALUE` once for each of host, "
-    "port, user, password, db, ttl. Redis's password is better set by TRIVEC_CACHE_REDIS_PASSWORD.",
+    "port, user, password, db, ttl, tls, ca. Redis's password is better set by TRIVEC_CACHE_REDIS_PASSWORD.",
     multiple=True,
     type=Line(),
 )

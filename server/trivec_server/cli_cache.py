@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +17,8 @@ _NUMBERS = {
     "ttl": ("ttl_s", 1, 2**31),
 }
 _TEXTS = {"host": "host", "user": "username", "password": "password"}
-_KEYS = {"local": ("size",), "redis": ("host", "port", "user", "password", "db", "ttl")}
+_SWITCHES = {"true": True, "false": False}
+_KEYS = {"local": ("size",), "redis": ("host", "port", "user", "password", "db", "ttl", "tls", "ca")}
 USERNAME_VARIABLES = ("TRIVEC_CACHE_REDIS_USERNAME", "TRITONCACHE_REDIS_USERNAME")
 PASSWORD_VARIABLES = ("TRIVEC_CACHE_REDIS_PASSWORD", "TRITONCACHE_REDIS_PASSWORD")
 """Trivec's own variables, and Triton's. What is in a variable is in no list of processes."""
@@ -52,12 +54,14 @@ def parse_cache_config(values: Sequence[str], username: str | None, password: st
             if field in fields:
                 raise click.BadParameter(f"`{pair.partition('=')[0]}` is given twice", param_hint=_HINT)
             fields[field] = parsed
+    if "ca_file" in fields and not fields.get("has_tls"):
+        raise click.BadParameter("ca=... is of no use without redis,tls=true", param_hint=_HINT)
     if kind == "redis":
         fields = {"username": username or None, "password": password or None} | fields
     return CacheSettings(kind=kind, **fields)
 
 
-def _parse(kind: str, pair: str) -> tuple[str, int | str]:
+def _parse(kind: str, pair: str) -> tuple[str, int | str | bool | Path]:
     """A field of CacheSettings and its value."""
     key, is_pair, text = pair.partition("=")
     if key not in _KEYS[kind] or not is_pair:
@@ -65,10 +69,14 @@ def _parse(kind: str, pair: str) -> tuple[str, int | str]:
         # Without `=` it may be anything, a password too.
         what = f"`{key}=...` is not known" if is_pair else "what follows the comma is not KEY=VALUE"
         raise click.BadParameter(f"{what}; {kind} takes one pair each time, of {known}", param_hint=_HINT)
-    if key in _TEXTS:
+    if key == "tls":
+        if text not in _SWITCHES:
+            raise click.BadParameter(f"tls={text} is neither true nor false", param_hint=_HINT)
+        return "has_tls", _SWITCHES[text]
+    if key in _TEXTS or key == "ca":
         if not text:
             raise click.BadParameter(f"{key}= has no value", param_hint=_HINT)
-        return _TEXTS[key], text
+        return ("ca_file", Path(text)) if key == "ca" else (_TEXTS[key], text)
     field, least, most = _NUMBERS[key]
     # int() refuses numbers of thousands of digits.
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):

@@ -46,7 +46,7 @@ class Limits:
 class CacheSettings:
     """
     Where embeddings are kept for models with `response_cache`: in this process, up to `size_bytes`, or in a Redis
-    server, for `ttl_s` seconds.
+    server, for `ttl_s` seconds. `has_tls`: over TLS, believing the authorities of `ca_file`, or those of the system.
     """
 
     kind: str = "local"
@@ -56,6 +56,8 @@ class CacheSettings:
     database: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    has_tls: bool = False
+    ca_file: Path | None = None
     ttl_s: int = 24 * 3600
 
 

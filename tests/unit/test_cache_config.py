@@ -1,5 +1,7 @@
 """`--cache-config`: Triton's syntax, one pair each time."""
 
+from pathlib import Path
+
 import click
 import pytest
 from trivec_server.cli_cache import cache_settings, parse_cache_config
@@ -28,6 +30,12 @@ def test_a_size_is_in_bytes() -> None:
 def test_a_redis_server_is_named_with_one_pair_each_time() -> None:
     settings = parse("redis,host=cache", "redis,port=6380", "redis,db=3", "redis,ttl=60")
     assert settings == CacheSettings(kind="redis", host="cache", port=6380, database=3, ttl_s=60)
+
+
+def test_tls_to_redis_is_a_switch_and_a_file_of_authorities() -> None:
+    settings = parse("redis,tls=true", "redis,ca=ca.pem")
+    assert (settings.has_tls, settings.ca_file) == (True, Path("ca.pem"))
+    assert not parse("redis,tls=false").has_tls
 
 
 def test_a_redis_server_is_by_default_that_of_the_machine() -> None:
@@ -93,6 +101,9 @@ def test_a_password_does_not_show_in_the_settings_text() -> None:
         (["redis,port=65536"], "port=65536 is not a whole number from 1 to 65535"),
         (["redis,ttl=0"], "ttl=0 is not a whole number from 1"),
         (["redis,host="], "host= has no value"),
+        (["redis,tls=yes"], "tls=yes is neither true nor false"),
+        (["redis,tls=true", "redis,ca="], "ca= has no value"),
+        (["redis,ca=ca.pem"], "ca=... is of no use without redis,tls=true"),
         ([""], "`` is not a cache"),
     ],
 )

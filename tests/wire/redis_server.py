@@ -13,6 +13,7 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from trivec_server.settings import TlsSettings
 
 PROGRAM = Path(__file__).parents[2] / ".redis" / "bin" / "redis-server"
 PATIENCE_S = 60.0
@@ -25,19 +26,26 @@ class RedisProcess:
     folder: Path
     port: int
     password: str | None = None
+    tls: TlsSettings | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
     def client(self) -> redis.Redis:
         """A client for the test itself."""
         return redis.Redis(
-            host="127.0.0.1", port=self.port, password=self.password, protocol=2, retry=Retry(NoBackoff(), 0)
+            host="127.0.0.1",
+            port=self.port,
+            password=self.password,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            ssl=self.tls is not None,
+            ssl_ca_certs=None if self.tls is None else str(self.tls.client_ca),
         )
 
     def start(self) -> None:
         """Returns once it answers."""
         command = [
-            *(str(PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)),
+            *(str(PROGRAM), *self._port_flags(), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)),
             *(["--requirepass", self.password] if self.password else []),
         ]
         log_path = self.folder / "redis.log"
@@ -53,6 +61,13 @@ class RedisProcess:
                     return False
 
         until(answers, "redis-server did not answer")
+
+    def _port_flags(self) -> list[str]:
+        if self.tls is None:
+            return ["--port", str(self.port)]
+        files = ("--tls-cert-file", self.tls.certificate, "--tls-key-file", self.tls.private_key)
+        authority = ("--tls-ca-cert-file", self.tls.client_ca, "--tls-auth-clients", "no")
+        return ["--port", "0", "--tls-port", str(self.port), *map(str, (*files, *authority))]
 
     def kill(self) -> None:
         """Ends it at once; what it held is lost."""
@@ -73,9 +88,12 @@ class RedisProcess:
 
 
 @contextmanager
-def redis_server(folder: Path, *, password: str | None = None) -> Iterator[RedisProcess]:
-    """Redis until the block ends."""
+def redis_server(
+    folder: Path, *, password: str | None = None, tls: TlsSettings | None = None
+) -> Iterator[RedisProcess]:
+    """Redis until the block ends; over TLS with a pair and the authority that it is of."""
     server = redis_address(folder, password=password)
+    server.tls = tls
     server.start()
     try:
         yield server

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
+from trivec_server.errors import LoadError
 from trivec_server.serving.cache.opening import open_store
 from trivec_server.serving.cache.row import CachedRow
 from trivec_server.serving.cache.store import RowStore
 from trivec_server.settings import CacheSettings
 
 from tests.cached_rows import DIMENSION, assert_same, dense_row, key_of, rows
+from tests.rpc.credentials import Authority
 from tests.wire.redis_server import RedisProcess, redis_address, redis_server, until
 
 PASSWORD = "right"  # noqa: S105 - of servers in these tests
@@ -318,3 +320,51 @@ def test_a_port_where_something_else_answers_is_a_server_that_is_away(tmp_path: 
         assert store.usage().failures > 0
     thread.join()
     assert warnings(said)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def test_rows_go_over_tls_to_a_server_of_the_authority_by_its_name(tmp_path: Path, authority: Authority) -> None:
+    tls = authority.server(client_ca=authority.file)
+    with redis_server(tmp_path, tls=tls) as server:
+        for host in ("127.0.0.1", "localhost"):
+            with opened(server, host=host, has_tls=True, ca_file=authority.file) as store:
+                put(store, 1, 2)
+                assert_same(get(store, 2)[0], dense_row(2))
+
+
+def test_a_server_of_another_authority_is_given_nothing(tmp_path: Path, authority: Authority, said: Said) -> None:
+    other = Authority(tmp_path, "other")
+    with (
+        redis_server(tmp_path, tls=authority.server(client_ca=authority.file)) as server,
+        opened(server, has_tls=True, ca_file=other.file) as store,
+    ):
+        assert get(store, 1) == [None]
+    assert "Redis cannot be reached" in warnings(said)[0]
+
+
+def test_a_server_whose_certificate_is_for_another_name_is_given_nothing(
+    tmp_path: Path, authority: Authority, said: Said
+) -> None:
+    tls = authority.server(client_ca=authority.file)
+    elsewhere = authority.pair("127.0.0.1")
+    tls.certificate.write_bytes(elsewhere.certificate)
+    tls.private_key.write_bytes(elsewhere.key)
+    with (
+        redis_server(tmp_path, tls=tls) as server,
+        opened(server, host="localhost", has_tls=True, ca_file=authority.file) as store,
+    ):
+        assert get(store, 1) == [None]
+    assert "Redis cannot be reached" in warnings(said)[0]
+
+
+def test_a_file_of_authorities_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"redis,ca=.*nowhere\.pem: cannot be used"):
+        open_store(CacheSettings(kind="redis", has_tls=True, ca_file=tmp_path / "nowhere.pem"))
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("nothing")
+    with pytest.raises(LoadError, match=r"redis,ca=.*wrong\.pem: cannot be used"):
+        open_store(CacheSettings(kind="redis", has_tls=True, ca_file=wrong))

@@ -8,18 +8,20 @@ even try.
 
 import math
 import socket
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from redis import Redis
+from redis import ConnectionPool, Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from trivec_server.errors import LoadError
 from trivec_server.logs import get_logger
 from trivec_server.metrics import CacheUsage
 from trivec_server.serving.cache.row import CachedRow
@@ -60,8 +62,12 @@ class RedisStore:
     def __init__(self, settings: CacheSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Waits up to a second for Redis to answer, so that the log of the start tells of it, and goes on in any case.
+
+        Raises:
+            LoadError: the file of authorities cannot be used.
         """
         self._settings = settings
+        self._tls = _tls_context(settings)
         self._clock = clock
         self._address = f"{settings.host}:{settings.port}"
         self._counts = LookupCounts()
@@ -143,7 +149,7 @@ class RedisStore:
 
     def _connect(self) -> None:
         try:
-            link = _open_link(self._settings)
+            link = _open_link(self._settings, self._tls)
         except Exception as error:  # noqa: BLE001 - whatever it is, texts are computed
             self._counts.failed()
             self._say(_log.warning, "response cache: Redis cannot be reached, texts are computed", error)
@@ -221,7 +227,29 @@ class RedisStore:
             log(event, address=self._address, **({"reason": reason} if reason else {}))
 
 
-def _open_link(settings: CacheSettings) -> _Link:
+class _TlsConnection(SSLConnection):
+    """TLS to an address, with a certificate for the name that the address was found by."""
+
+    def __init__(self, *, tls: ssl.SSLContext, name: str, **given: Any) -> None:
+        super().__init__(**given)
+        self._tls = tls
+        self._name = name
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+        return self._tls.wrap_socket(sock, server_hostname=self._name)
+
+
+def _tls_context(settings: CacheSettings) -> ssl.SSLContext | None:
+    if not settings.has_tls:
+        return None
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        # An ssl.SSLError, which a file that is not PEM gives, is one as well.
+        raise LoadError(f"--cache-config redis,ca={settings.ca_file}: cannot be used: {error.strerror}") from error
+
+
+def _open_link(settings: CacheSettings, tls: ssl.SSLContext | None) -> _Link:
     """
     Connects to the first address of the host that answers.
 
@@ -230,7 +258,7 @@ def _open_link(settings: CacheSettings) -> _Link:
     failure: Exception = OSError("its name has no address")
     found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     for address in dict.fromkeys(str(each[4][0]) for each in found):
-        link = _Link(_client(settings, address, _READ_TIMEOUT_S), _client(settings, address, _WRITE_TIMEOUT_S))
+        link = _Link(*(_client(settings, tls, address, timeout_s) for timeout_s in (_READ_TIMEOUT_S, _WRITE_TIMEOUT_S)))
         try:
             link.reading.ping()
             link.writing.ping()
@@ -242,19 +270,23 @@ def _open_link(settings: CacheSettings) -> _Link:
     raise failure
 
 
-def _client(settings: CacheSettings, address: str, timeout_s: float) -> Redis:
-    return Redis(
-        host=address,
-        port=settings.port,
-        username=settings.username,
-        password=settings.password,
-        db=settings.database,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        protocol=2,
+def _client(settings: CacheSettings, tls: ssl.SSLContext | None, address: str, timeout_s: float) -> Redis:
+    given: dict[str, Any] = {
+        "host": address,
+        "port": settings.port,
+        "username": settings.username,
+        "password": settings.password,
+        "db": settings.database,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "protocol": 2,
         # By default it tries ten times, with pauses.
-        retry=Retry(NoBackoff(), 0),
-    )
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if tls is None:
+        return Redis(**given)
+    pool = ConnectionPool(connection_class=_TlsConnection, tls=tls, name=settings.host, **given)
+    return Redis.from_pool(pool)
 
 
 def _portions(rows: _Rows) -> list[_Rows]:
