@@ -37,7 +37,7 @@ BOUNDS = (
     _bound(r"recovery_s", most=2),
     _bound(r"scaling_3_nodes", least=2.7),
     _bound(r"soak_rss_growth", most=0.02),
-    _bound(r"soak_(fds|threads|tasks)", most=0),
+    _bound(r"soak_(failures|fds|threads|tasks)", most=0),
 )
 
 

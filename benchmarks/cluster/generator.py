@@ -6,9 +6,10 @@ A load generator in a process of its own. It reads commands from stdin, one JSON
 `{"closed": {"seconds": 3, "in_flight": 16}}`: so many calls at a time; answered by `{"rate": R}`, calls a second.
 
 `{"open": {"phases": [[seconds, rate], ...], "seed": 1}}`: calls at instants fixed in advance, whatever becomes of
-those before them; answered by `{"starts_at": T}`. Then `{"finish": {"now": true, "path": FILE}}` ends it, or with `now` false
-waits for its end; answered by `{"calls": N}` once the last call has ended, with all of them in FILE. A call's latency
-and deadline count from its scheduled instant.
+those before them; answered by `{"starts_at": T}`. A call's latency and deadline count from its scheduled instant.
+
+`{"finish": {"now": true, "path": FILE}}`: ends that load, or with `now` false waits for its end; answered by
+`{"calls": N}` once the last call has ended, with all of them in FILE.
 """
 
 import argparse

@@ -13,7 +13,7 @@ OVERLOAD = 3.0
 _WARM_S = 2.0
 _BEFORE_S = 4.0
 _AFTER_S = 6.0
-_SLOW = 5
+_SLOW = 2
 """After the overload a call is slow if it takes so many times the p99 before."""
 
 
