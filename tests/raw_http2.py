@@ -1,8 +1,9 @@
 """A gRPC client by hand, on h2: one that sees all headers, and can do what a good client never would."""
 
+import itertools
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -10,16 +11,64 @@ from typing import Self
 import h2.config
 import h2.connection
 import h2.events
+import hpack
 
 EMBED = "/trivec.v1.EmbeddingService/Embed"
 EMBED_STREAM = "/trivec.v1.EmbeddingService/EmbedStream"
 _PATIENCE_S = 30.0
 _READ_BYTES = 1 << 16
+_FRAME_HEAD_BYTES = 9
+_HEADERS, _SETTINGS, _END_HEADERS = 1, 4, 4
+RST_STREAM = 3
 
 
 def framed(message: bytes) -> bytes:
     """A message of gRPC: not compressed, its length, itself."""
     return struct.pack(">BI", 0, len(message)) + message
+
+
+def header_frames(method: str = EMBED) -> Iterator[bytes]:
+    """The frames that open calls, one after the other, from the beginning of a connection on: of who heeds nothing."""
+    encoder = hpack.Encoder()
+    head = _head(method)
+    yield b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
+    for stream in itertools.count(1, 2):
+        yield _frame(_HEADERS, _END_HEADERS, stream, encoder.encode(head))
+
+
+def frame_kinds(connection: socket.socket) -> Iterator[int]:
+    """The kinds of the frames that come, until the connection ends."""
+    buffer = b""
+    while True:
+        while len(buffer) >= _FRAME_HEAD_BYTES and len(buffer) >= (end := _FRAME_HEAD_BYTES + _length(buffer)):
+            yield buffer[3]
+            buffer = buffer[end:]
+        try:
+            data = connection.recv(_READ_BYTES)
+        except ConnectionError:
+            data = b""
+        if not data:
+            return
+        buffer += data
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def _length(buffer: bytes) -> int:
+    return int.from_bytes(buffer[:3], "big")
+
+
+def _head(method: str) -> list[tuple[str, str]]:
+    return [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "trivec"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
 
 
 @dataclass
@@ -38,13 +87,14 @@ class Answer:
 
 
 class RawClient:
-    """One HTTP/2 connection. `reads` False: nothing is read beyond the server's settings, nor any window opened."""
+    """One HTTP/2 connection. `opens_windows` False: the server may send the first 64 KiB of answers, and no more."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, opens_windows: bool = True) -> None:
         host, _, port = target.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), _PATIENCE_S)
         config = h2.config.H2Configuration(client_side=True, header_encoding=None, validate_outbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
+        self.opens_windows = opens_windows
         self.answers: dict[int, Answer] = {}
         self.closed = False
         self.goaway: int | None = None
@@ -70,16 +120,7 @@ class RawClient:
         """Opens a call with no message yet; returns its stream."""
         stream = self.h2.get_next_available_stream_id()
         self.answers[stream] = Answer()
-        head = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", method),
-            (":authority", "trivec"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            *headers,
-        ]
-        self.h2.send_headers(stream, head)
+        self.h2.send_headers(stream, [*_head(method), *headers])
         self.flush()
         return stream
 
@@ -130,7 +171,8 @@ class RawClient:
             self.answers[event.stream_id].headers.update(received)
         elif isinstance(event, h2.events.DataReceived):
             self.answers[event.stream_id].body += event.data
-            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if self.opens_windows:
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.StreamEnded):
             self.answers[event.stream_id].ended = True
         elif isinstance(event, h2.events.StreamReset):

@@ -35,7 +35,7 @@ _TEXTS = {
     "max_unread_bytes": "Bytes of large answers that a connection may leave unread before its calls are refused.",
     "max_metadata_bytes": "Bytes of a call's metadata: names, values and 32 for each pair.",
     "request_timeout_s": "Seconds in which the request of a call must arrive as a whole; not of a stream.",
-    "handshake_timeout_s": "Seconds that a new connection has to become a TLS and HTTP/2 one.",
+    "handshake_timeout_s": "Seconds for a new connection to become a TLS and HTTP/2 one and to agree to the limits.",
     "min_ping_interval_s": "Seconds between a client's keepalive pings, at least; a connection with more is closed.",
 }
 

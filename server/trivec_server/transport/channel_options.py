@@ -19,6 +19,8 @@ def channel_options(settings: ServeSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_timeout_s)),
+        # What a client has not acknowledged does not bind it.
+        ("grpc.http2.settings_timeout", _milliseconds(limits.handshake_timeout_s)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_time_s)),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval_s)),
