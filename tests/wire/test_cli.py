@@ -10,7 +10,7 @@ from trivec_server.cli import cli
 
 from tests.command_line import Finished, trivec
 
-COMMANDS = ("serve", "pull", "export", "embed", "score", "models", "health", "doctor")
+COMMANDS = ("serve", "pull", "export", "embed", "score", "models", "health", "doctor", "token")
 
 
 def every_option() -> Iterator[tuple[str, click.Option]]:
