@@ -32,11 +32,23 @@ serve: .venv/.serve $(MINI) ## Serve model_repository/ on 127.0.0.1:8001; builds
 
 .PHONY: test
 test: .venv/.test .venv-triton/.ready .venv-tritonclient/.ready $(PERF_ANALYZER) .prometheus/.ready .redis/.ready .nginx/.ready .helm/.ready .systemd/.ready $(MINI) ## Run the tests. No torch, no model from the hub.
-	.venv/bin/python -m pytest -m "not torch" $(ARGS)
+	.venv/bin/python -m pytest -m "not torch and not cluster" $(ARGS)
 
 .PHONY: test-torch
 test-torch: .venv-torch/.test ## Run the tests against torch and FlagEmbedding, in an environment of their own.
 	.venv-torch/bin/python -m pytest -m torch $(ARGS)
+
+.PHONY: cluster-test
+cluster-test: .venv/.test .nginx/.ready .iptables/.ready ## Kill, hang, drain, restart, upgrade and cut off nodes behind Envoy and nginx; 8 minutes, as root.
+	.venv/bin/python -m pytest -s -m cluster tests/cluster $(ARGS)
+
+.PHONY: bench-cluster
+bench-cluster: .venv/.test .nginx/.ready .iptables/.ready ## The same and more in three rounds, with the soak; writes the results; an hour, as root.
+	.venv/bin/python -m benchmarks.cluster --rounds 3 --save $(ARGS)
+
+.PHONY: soak
+soak: .venv/.test ## Send 200,000 mixed requests, and look that nothing grows; fewer: ARGS="--requests 50000".
+	.venv/bin/python -m benchmarks.soak $(ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/.test ## Send 50,000 cases that nobody would write: messages to every RPC, files to their readers.
@@ -113,7 +125,7 @@ pins: ## Write the constraints files anew, with the newest versions.
 
 .PHONY: clean
 clean: ## Remove the environments, the caches and the built m3-mini; keeps models that were pulled.
-	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-audit .venv-peers .prometheus .redis .nginx .helm benchmarks/out .image .systemd build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
+	rm -rf .venv .venv-torch .venv-stubs .venv-triton .venv-tritonclient .venv-audit .venv-peers .prometheus .redis .nginx .iptables .helm benchmarks/out .image .systemd build dist trivec.egg-info $(REPOSITORY)/m3-mini/1
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find benchmarks clients protos server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -190,6 +202,11 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 .redis/.ready: tools/install_redis.sh
 	@echo "Unpacking a Redis server to test with into .redis, unless one is installed."
 	@tools/install_redis.sh .redis
+	@touch $@
+
+.iptables/.ready: tools/install_iptables.sh
+	@echo "Unpacking iptables to test with into .iptables, unless it is installed."
+	@tools/install_iptables.sh .iptables
 	@touch $@
 
 .nginx/.ready: tools/install_nginx.sh

@@ -11,10 +11,10 @@ from benchmarks.cluster.small_model import SmallModel
 
 LOAD_SHARE = 0.6
 """Of the capacity."""
-KILL_CALLS = 3_000
+KILL_CALLS = 3_050
 SETTLE_S = 1.0
 """How long a window goes on after the last thing of its event."""
-BEFORE_S = 4.0
+BEFORE_S = 3.0
 DOWN_S = 1.5
 HANG_S = 6.0
 LOOK_S = 0.1

@@ -1,6 +1,7 @@
 """The events, the balance and the partition of one way to three nodes with the small model."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,13 @@ class Usual:
     figures: dict[str, float]
 
 
-def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, names: list[str]) -> dict[str, float]:
+def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, names: Sequence[str]) -> dict[str, float]:
     """Capacity, balance, the events of these names, and the partition if it is one of them."""
     print(f"{way}:", flush=True)
     with open_way(way, nodes, folder) as targets:
         with running_load(model.corpus, targets, folder) as load:
             usual = _measure_usual(way, load, nodes)
-        # Envoy notices by itself that a node hangs.
+        # Envoy has what notices that a node hangs; with nginx, and without a proxy, the client has to.
         attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
         options = () if way == "envoy" else ("--attempt-timeout-s", f"{attempt_s:.3f}")
         with running_load(model.corpus, targets, folder, *options) as load:
@@ -64,7 +65,7 @@ def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
 
 
 def _measure_events(
-    way: str, load: Load, nodes: list[Node], model: SmallModel, rate: float, names: list[str]
+    way: str, load: Load, nodes: list[Node], model: SmallModel, rate: float, names: Sequence[str]
 ) -> dict[str, float]:
     stage = Stage(nodes, model, rate)
     load.begin((LONGEST_S, rate))

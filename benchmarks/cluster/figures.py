@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from dataclasses import dataclass
 
 
@@ -24,12 +25,13 @@ def _bound(names: str, *, least: float = -math.inf, most: float = math.inf) -> B
 BOUNDS = (
     _bound(r"lost_(envoy|client)_\w+", most=0),
     _bound(r"lost_nginx_(hang|drain|rolling|upgrade)", most=0),
+    _bound(r"lost_slow_node", most=0),
     _bound(r"(wrong|forgotten)_\w+", most=0),
     _bound(r"p99_(envoy|client|nginx)_(hang|drain|rolling|upgrade)", most=5),
     _bound(r"calls_(envoy|client|nginx)_kill", least=3000),
     _bound(r"partition_leave_s_\w+", most=3),
     _bound(r"partition_return_s_\w+", most=5),
-    _bound(r"balance_max_over_mean", most=1.15),
+    _bound(r"balance_\w+", most=1.15),
     _bound(r"share_slow_node", least=1 / 18, most=2 / 9),
     _bound(r"goodput_overload", least=0.9),
     _bound(r"lost_overload", most=0.001),
@@ -40,11 +42,13 @@ BOUNDS = (
     _bound(r"soak_(failures|fds|threads|tasks)", most=0),
 )
 
+_COUNTED = re.compile(r"(lost|calls|inflight|retried|wrong|forgotten)_(envoy|client|nginx|slow)|soak_failures")
+
 
 def judge(figures: dict[str, float]) -> list[str]:
     """What is out of its bounds, a line each."""
     missed = [
-        f"{name} is {value:.4g}, {_wanted(bound)} is wanted"
+        f"{name} is {value:.4g}, {wanted(bound)} is wanted"
         for name, value in figures.items()
         for bound in BOUNDS
         if bound.names.fullmatch(name) and not bound.fits(value)
@@ -55,10 +59,22 @@ def judge(figures: dict[str, float]) -> list[str]:
     return missed
 
 
-def _wanted(bound: Bound) -> str:
-    wanted = [f"at least {bound.least:.4g}"] if bound.least > -math.inf else []
-    wanted += [f"at most {bound.most:.4g}"] if bound.most < math.inf else []
-    return " and ".join(wanted)
+def wanted(bound: Bound) -> str:
+    """In words."""
+    words = [f"at least {bound.least:.4g}"] if bound.least > -math.inf else []
+    words += [f"at most {bound.most:.4g}"] if bound.most < math.inf else []
+    return " and ".join(words)
+
+
+def combine(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Of several rounds: what was counted is added up, of all else the median counts."""
+    found: dict[str, float] = {}
+    for figures in rounds:
+        for name in figures:
+            values = [each[name] for each in rounds if name in each]
+            found[name] = sum(values) if _COUNTED.match(name) else statistics.median(values)
+    balances = [value for name, value in found.items() if name.startswith("balance_")]
+    return found | ({"balance_max_over_mean": max(balances)} if balances else {})
 
 
 def print_figures(figures: dict[str, float]) -> None:

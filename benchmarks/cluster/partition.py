@@ -106,7 +106,7 @@ def find_iptables() -> str:
     own = _ROOT / ".iptables" / "bin" / "iptables"
     found = str(own) if own.exists() else shutil.which("iptables", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if found is None:
-        raise SystemExit("the partition needs iptables: apt-get install iptables, or make .iptables/.ready")
+        raise SystemExit("the partition needs iptables: apt-get install iptables, or `make .iptables/.ready`")
     looked = subprocess.run([found, "-w", "-S", "INPUT"], check=False, capture_output=True, text=True)
     if looked.returncode:
         raise SystemExit(f"the partition needs iptables, and here it does not work: {looked.stderr.strip()}")
