@@ -257,7 +257,9 @@ def test_an_option_of_the_schema_is_one_of_the_server_with_these_bounds(name: st
     if described.get("type") == "boolean":
         flags = [f"--{name}", f"--no-{name}"]
     else:
-        values = described.get("enum") or [described.get("minimum", 0.5), described["maximum"]]
+        values = (
+            described.get("enum") or described.get("examples") or [described.get("minimum", 0.5), described["maximum"]]
+        )
         flags = [f"--{name}={value}" for value in values]
     for flag in flags:
         parse(["serve", flag])
