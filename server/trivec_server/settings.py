@@ -27,7 +27,7 @@ class Limits:
     max_queued_texts: int = 16_384
     max_queued_bytes: int = 128 * MIB
     max_queued_tokens: int = 2_000_000
-    max_queue_time_s: float = 30.0
+    max_queue_time_s: float = 60.0
     max_held_bytes: int = 1024 * MIB
     max_text_bytes: int = MIB
     max_stream_requests: int = 64
