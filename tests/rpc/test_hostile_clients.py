@@ -213,12 +213,15 @@ def test_messages_that_stay_unfinished_cost_no_more_than_their_limits(besieged: 
 
 
 def test_a_message_of_100_mb_is_refused_by_its_length(besieged: Besieged) -> None:
+    cancelled = {"method": "Embed", "model": "", "code": "CANCELLED"}
+    before = besieged.scrape().get("trivec_requests_total", **cancelled) or 0
     with RawClient(besieged.target) as client:
         stream = client.begin()
         client.send(stream, struct.pack(">BI", 0, 100 * MIB) + bytes(64 * 1024))
         assert client.wait(stream).status == EXHAUSTED
         assert client.call(EMBED, SMALL).status == OK
     besieged.check()
+    assert besieged.scrape()("trivec_requests_total", **cancelled) == before + 1
 
 
 def test_too_much_metadata_is_refused(besieged: Besieged) -> None:

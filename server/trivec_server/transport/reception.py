@@ -23,6 +23,7 @@ _LOOKS = 4
 _RETRY_AFTER_S = 1.0
 _LEAST_TIME_S = 1.0
 """So long a request may be on its way, however many calls there are."""
+_END_S = 0.1
 _LARGE_BYTES = 64 * 1024
 """Smaller answers are bounded by their number."""
 
@@ -80,6 +81,9 @@ class Reception:
             self._look_later()
         try:
             raw: object = await context.read()
+            if not isinstance(raw, bytes):
+                # Too large, or cancelled: this task will hear of it in a moment.
+                await asyncio.sleep(_END_S)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
