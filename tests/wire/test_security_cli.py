@@ -188,6 +188,7 @@ def test_no_text_and_no_token_is_logged_even_at_debug_level(secured: Secured) ->
                 call()
     log = secured.process.log
     assert "PERMISSION_DENIED" in log
+    assert "identity=reader" in log
     for secret in (SECRET, "hunter2", "reader-token", "operator-token"):
         assert secret not in log
     assert secured.key.read_text().splitlines()[1] not in log

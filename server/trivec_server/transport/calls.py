@@ -64,7 +64,7 @@ class Call:
     @property
     def trace_id(self) -> str:
         """The trace that the call belongs to; empty: none."""
-        return named_trace_id(self.trace_parent) if self.trace is None else self.trace.trace_id
+        return (self.trace.trace_id if self.trace is not None else "") or named_trace_id(self.trace_parent)
 
 
 UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
@@ -194,6 +194,8 @@ class CallScope:
         log = _log.bind(request_id=call.request_id, method=call.method, model=call.model, code=status.code.name)
         if trace_id := call.trace_id:
             log = log.bind(trace_id=trace_id)
+        if call.caller is not None:
+            log = log.bind(identity=call.caller.identity.name)
         if call.trace is not None:
             call.trace.fail(status.rich.message)
         if not isinstance(error, TrivecError):
