@@ -157,6 +157,15 @@ async def test_an_optional_input_may_be_left_out() -> None:
     assert "missing required input(s) ['INPUT0']" in refusal.message
 
 
+async def test_an_optional_input_does_not_stand_in_for_one_that_is_needed() -> None:
+    second = np.arange(16, dtype=np.int32)[None]
+    async with inference_server(tensors={"simple": TensorScript(model=sum_and_difference(optional=True))}) as server:
+        call = server.infer(request("simple", given("INPUT1", "INT32", (1, 16)), raw=[second.tobytes()]))
+        refusal = await refusal_of(call)
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "missing required input(s) ['INPUT0']" in refusal.message
+
+
 async def test_a_model_without_a_batch_dimension_gets_whole_shapes() -> None:
     model = TensorModel(
         TensorScript(model=without_batch_dimension(identity(shape=(2,)))), BatchingSettings(max_batch_size=0)

@@ -77,21 +77,35 @@ def check_request(
             )
         _check_shape(signature, spec, tensor, subject)
         checked.append(_measured(tensor, subject, has_rows=signature.max_rows > 0))
+    if len(inputs) < len(signature.inputs) and _missing(signature, inputs):
+        # As many as there may be, but optional ones in place of one that is not.
+        raise _wrong_count(signature, inputs, subject)
     if rows < 1:
         raise subject.refuse(f"inference request batch-size must be >= 1 for '{subject.model}'")
     return CheckedInputs(checked, rows)
 
 
 def _check_input_count(signature: Signature, inputs: Mapping[str, InputTensor], subject: Subject) -> None:
-    required = [name for name, spec in signature.inputs.items() if not spec.optional]
-    if len(required) <= len(inputs) <= len(signature.inputs):
+    if _required(signature) <= len(inputs) <= len(signature.inputs):
         return
-    known = len(signature.inputs)
-    expected = str(known) if len(required) == known else f"number of inputs between {len(required)} and {known}"
+    raise _wrong_count(signature, inputs, subject)
+
+
+def _required(signature: Signature) -> int:
+    return sum(not spec.optional for spec in signature.inputs.values())
+
+
+def _missing(signature: Signature, inputs: Mapping[str, InputTensor]) -> list[str]:
+    return [name for name, spec in signature.inputs.items() if not spec.optional and name not in inputs]
+
+
+def _wrong_count(signature: Signature, inputs: Mapping[str, InputTensor], subject: Subject) -> InvalidTensor:
+    known, required = len(signature.inputs), _required(signature)
+    expected = str(known) if required == known else f"number of inputs between {required} and {known}"
     given = _shown_names(list(inputs)[::-1])
-    missing = _shown_names([name for name in required if name not in inputs])
-    raise subject.refuse(
-        f"expected {expected}{' inputs' if len(required) == known else ''} but got {len(inputs)} inputs for model "
+    missing = _shown_names(_missing(signature, inputs))
+    return subject.refuse(
+        f"expected {expected}{' inputs' if required == known else ''} but got {len(inputs)} inputs for model "
         f"'{subject.model}'. Got input(s) {given}, but missing required input(s) {missing}. Please provide all "
         "required input(s)."
     )
