@@ -13,6 +13,8 @@ from tests.rpc import inference_server as infer
 REGION = "trivec-fuzz"
 """The shared memory that the requests may use."""
 REGION_BYTES = 64
+KEPT = "kept"
+"""The name that it is registered under from the beginning."""
 
 _MODELS = ("small", "floats", "pair", "bytes", "", "absent")
 _PARAMETERS = (
@@ -42,7 +44,7 @@ WORDS = Words(
         "query": ("w10", "w10 w11 w12 w13"),
         "passages": ("w10", "w10 w11 w12 w13", "w999 " * 62),
         "string_param": (
-            *("dense", "dense,sparse", "hybrid", "query", "left", "float16", "ISO8601", "region", "{}"),
+            *("dense", "dense,sparse", "hybrid", KEPT, "query", "left", "float16", "ISO8601", "region", "{}"),
             *(
                 '{"backend":"scripted"}',
                 '{"backend":"scripted","max_batch_size":-1}',
@@ -97,13 +99,23 @@ _INFER = (
         infer.given("INPUT0", "INT32", (1, 4), kserve.InferTensorContents(int_contents=[1, 2, 3, 4])),
         infer.given("INPUT1", "INT32", (1, 4), kserve.InferTensorContents(int_contents=[1, 2, 3, 4])),
     ),
+    infer.embed("w10", modes="hybrid", encoding="float16", sparse_top_k=2, sparse_min_weight=0.1, sequence_id=0),
+    infer.request(
+        "floats",
+        infer.given("x", "FP32", (1, 4), kserve.InferTensorContents(fp32_contents=[1, 2, 3, 4])),
+        outputs=[infer.wanted("same", classification=2), "batch_rows"],
+        about={"timeout": 1, "priority": 1, "headers": "a"},
+    ),
     infer.request("bytes", infer.given("x", "BYTES", (1, 2)), raw=[infer.elements("a", "b")]),
     infer.request(
         "floats",
-        infer.given("x", "FP32", (1, 4), shared_memory_region="region", shared_memory_byte_size=16),
-        outputs=[infer.wanted("same", shared_memory_region="region", shared_memory_byte_size=16)],
+        infer.given(
+            "x", "FP32", (1, 4), shared_memory_region=KEPT, shared_memory_byte_size=16, shared_memory_offset=16
+        ),
+        outputs=[infer.wanted("same", shared_memory_region=KEPT, shared_memory_byte_size=16)],
     ),
 )
+_Parameter = kserve.ModelRepositoryParameter
 _GOOD: dict[str, tuple[Message, ...]] = {
     "Embed": _EMBED,
     "EmbedStream": tuple(
@@ -121,6 +133,26 @@ _GOOD: dict[str, tuple[Message, ...]] = {
     "SystemSharedMemoryRegister": (
         kserve.SystemSharedMemoryRegisterRequest(name="region", key=f"/{REGION}", byte_size=REGION_BYTES),
     ),
+    "SystemSharedMemoryUnregister": (kserve.SystemSharedMemoryUnregisterRequest(name="region"),),
+    "SystemSharedMemoryStatus": (kserve.SystemSharedMemoryStatusRequest(name=KEPT),),
+    "ModelReady": (kserve.ModelReadyRequest(name="small", version="1"),),
+    "ModelMetadata": (kserve.ModelMetadataRequest(name="floats"), kserve.ModelMetadataRequest(name="small")),
+    "ModelConfig": (kserve.ModelConfigRequest(name="floats"), kserve.ModelConfigRequest(name="small", version="1")),
+    "ModelStatistics": (kserve.ModelStatisticsRequest(name="small"),),
+    "RepositoryModelLoad": (
+        kserve.RepositoryModelLoadRequest(model_name="small"),
+        kserve.RepositoryModelLoadRequest(
+            model_name="small", parameters={"config": _Parameter(string_param='{"backend": "scripted"}')}
+        ),
+        kserve.RepositoryModelLoadRequest(
+            model_name="files",
+            parameters={
+                "config": _Parameter(string_param='{"backend": "scripted"}'),
+                "file:1/manifest.json": _Parameter(bytes_param=b"{}"),
+            },
+        ),
+    ),
+    "RepositoryModelUnload": (kserve.RepositoryModelUnloadRequest(model_name="small"),),
     "LogSettings": (
         kserve.LogSettingsRequest(settings={"log_info": kserve.LogSettingsRequest.SettingValue(bool_param=True)}),
     ),

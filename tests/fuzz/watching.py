@@ -30,6 +30,11 @@ class Watch(logging.Handler):
             self.faults.append(repr(event))
         raise structlog.DropEvent
 
+    def take(self) -> list[str]:
+        """The faults so far, which are then forgotten."""
+        taken, self.faults = self.faults, []
+        return taken
+
     def watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Sees what is left to the loop."""
         loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))

@@ -1,7 +1,7 @@
 """Strategies for protobuf messages as bytes: random ones, built from a descriptor with extreme values, and mutated."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -43,6 +43,36 @@ def _field(number: int, wire_type: int, payload: bytes) -> bytes:
     return varint(number << 3 | wire_type) + length + payload
 
 
+def _split(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The fields of a good message: number, wire type, payload. Ends where the bytes are none any more."""
+    at = 0
+    while at < len(raw):
+        tag, at = _read_varint(raw, at)
+        number, wire_type = tag >> 3, tag & 7
+        start = at
+        if wire_type == _VARINT:
+            _, at = _read_varint(raw, at)
+        elif wire_type == _BYTES:
+            length, start = _read_varint(raw, at)
+            at = start + length
+        elif wire_type in (_FIXED32, _FIXED64):
+            at += 4 if wire_type == _FIXED32 else 8
+        else:
+            return
+        yield number, wire_type, raw[start:at]
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """The number, and the place behind it."""
+    number = shift = 0
+    while at < len(raw):
+        byte = raw[at]
+        at, number, shift = at + 1, number | (byte & 0x7F) << shift, shift + 7
+        if byte < 0x80:
+            break
+    return number, at
+
+
 _numbers = st.one_of(st.sampled_from(_NUMBERS), st.integers(0, 12)).map(varint)
 _floats = st.sampled_from(_REALS).map(lambda value: struct.pack("<f", value))
 _doubles = st.sampled_from(_REALS).map(lambda value: struct.pack("<d", value))
@@ -81,10 +111,44 @@ class Messages:
         return st.lists(self._any_field(message, depth), max_size=most).map(b"".join)
 
     def cases(self, message: Descriptor, samples: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-        """Random bytes, structured messages, good messages with fields more or others, and damaged good ones."""
+        """Good messages with fields altered, good ones with more, structured ones, damaged ones, random bytes."""
         good = st.sampled_from(samples)
+        altered = self._altered(good, message)
         added = st.tuples(good, self.structured(message)).map(b"".join)
-        return st.one_of(added, added, self.structured(message), damaged(good), st.binary(max_size=60))
+        return st.one_of(
+            altered, altered, altered, added, self.structured(message), damaged(good), st.binary(max_size=60)
+        )
+
+    def _altered(self, good: st.SearchStrategy[bytes], message: Descriptor) -> st.SearchStrategy[bytes]:
+        """One or two fields, at any depth, changed, left out, given twice or added."""
+
+        @st.composite
+        def altered(draw: st.DrawFn) -> bytes:
+            raw = draw(good)
+            for _ in range(draw(st.integers(1, 2))):
+                raw = self._alter(draw, raw, message, 0)
+            return raw
+
+        return altered()
+
+    def _alter(self, draw: st.DrawFn, raw: bytes, message: Descriptor, depth: int) -> bytes:
+        fields = list(_split(raw))
+        place = draw(st.integers(0, len(fields)))
+        if place == len(fields):
+            return raw + draw(self._any_field(message, depth))
+        number, wire_type, payload = fields[place]
+        field = message.fields_by_number.get(number)
+        if field is None:
+            return raw
+        inner = field.message_type
+        what = draw(st.integers(0, 9))
+        if inner is not None and what < 8:
+            new = _field(number, wire_type, self._alter(draw, payload, inner, depth + 1))
+        elif what == 9:
+            new = draw(st.sampled_from([b"", 2 * _field(number, wire_type, payload)]))
+        else:
+            new = draw(self._right_field(field, depth))
+        return b"".join(new if each == place else _field(*parts) for each, parts in enumerate(fields))
 
     def _any_field(self, message: Descriptor, depth: int) -> st.SearchStrategy[bytes]:
         key = (message.full_name, depth)
