@@ -11,10 +11,15 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from inference import grpc_service_pb2 as kserve_pb
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from trivec_server.metrics import Metrics
+from trivec_server.settings import TracingSettings
+from trivec_server.transport.tracing import Tracing, open_tracing
 
 from tests.command_line import trivec
 from tests.observability.otlp_receiver import OtlpReceiver, ReceivedSpan, receiving
@@ -52,6 +57,16 @@ def server(
 def channel(server: ServingProcess) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(server.target) as channel:
         yield channel
+
+
+@pytest.fixture(scope="module")
+def tracing() -> Iterator[Tracing]:
+    """That of a server, in this process."""
+    with receiving() as receiver:
+        tracing = open_tracing(TracingSettings(endpoint=receiver.endpoint, sample_ratio=1.0), Metrics())
+        assert tracing is not None
+        yield tracing
+        tracing.close()
 
 
 def embed(channel: grpc.Channel, request_id: str, *texts: str, **metadata: str) -> None:
@@ -233,6 +248,36 @@ def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     assert done.code == 2
     assert f"{endpoint}: " in done.err
     assert "expected http://host:port" in done.err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_PROPAGATORS", "nonsense"),
+    ],
+)
+def test_a_variable_of_opentelemetry_that_is_wrong_is_one_line(
+    mini_repository: Path, variable: str, value: str
+) -> None:
+    done = trivec(
+        *("serve", "--model-repository", mini_repository, "--otlp-endpoint", "http://127.0.0.1:4317"),
+        environment={variable: value},
+    )
+    assert done.code == 1
+    assert re.fullmatch(rf"error: cannot trace to .* OTEL_\*: .*{value}.*\n", done.err)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["traceparent", "tracestate", "baggage"]), st.text(st.characters(max_codepoint=126))
+    )
+)
+def test_whatever_a_caller_sends_as_its_trace_a_call_has_a_span(tracing: Tracing, metadata: dict[str, str]) -> None:
+    call = tracing.begin("Embed", metadata.items())
+    assert re.fullmatch("[0-9a-f]{32}", call.trace_id)
+    call.finish("OK", "m3-mini", "a-request")
 
 
 def test_a_missing_extra_is_named(mini_repository: Path, tmp_path: Path) -> None:

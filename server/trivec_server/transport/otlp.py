@@ -59,7 +59,7 @@ class OtlpTracing:
             metrics: Where spans are counted.
 
         Raises:
-            ValueError, TypeError: a variable of OpenTelemetry's is unusable.
+            Exception: of any type, where OpenTelemetry cannot use one of its variables.
         """
         queue_spans = int(os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE, _DEFAULT_QUEUE_SPANS))
         log = capture_sdk_log()
@@ -111,8 +111,9 @@ class _SpanOfCall:
 
     @property
     def trace_id(self) -> str:
-        """32 hexadecimal digits."""
-        return format_trace_id(self._span.get_span_context().trace_id)
+        """32 hexadecimal digits, or nothing where OTEL_SDK_DISABLED is set."""
+        context = self._span.get_span_context()
+        return format_trace_id(context.trace_id) if context.is_valid else ""
 
     def fail(self, reason: str) -> None:
         """Says why the call is to fail."""

@@ -73,7 +73,10 @@ class CountingExporter(SpanExporter):
 
 
 class SdkLog(logging.Handler):
-    """What OpenTelemetry logs, as events of level debug: it tells of every failed try. `latest` is its last line."""
+    """
+    What OpenTelemetry logs, as events of level debug: it tells of every failed try. `latest` is what an exporter said
+    last.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -81,8 +84,10 @@ class SdkLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one line."""
-        self.latest = record.getMessage()
-        _log.debug("OpenTelemetry", message=self.latest)
+        message = record.getMessage()
+        if ".exporter." in record.name:
+            self.latest = message
+        _log.debug("OpenTelemetry", message=message)
 
 
 def capture_sdk_log() -> SdkLog:

@@ -61,9 +61,10 @@ def open_tracing(settings: TracingSettings, metrics: Metrics) -> Tracing | None:
         return None
     try:
         from trivec_server.transport.otlp import OtlpTracing  # noqa: PLC0415 - an extra
+
+        return OtlpTracing(settings.endpoint, settings.sample_ratio, metrics)
     except ModuleNotFoundError as error:
         raise CommandError(f"--otlp-endpoint needs the package {error.name}: pip install 'trivec[otel]'") from error
-    try:
-        return OtlpTracing(settings.endpoint, settings.sample_ratio, metrics)
-    except (ValueError, TypeError) as error:
-        raise CommandError(f"cannot trace to {settings.endpoint}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # it raises what it likes about its variables
+        reason = " ".join(str(error).split())
+        raise CommandError(f"cannot trace to {settings.endpoint}; look at the variables OTEL_*: {reason}") from error
