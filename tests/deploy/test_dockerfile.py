@@ -75,6 +75,12 @@ def test_the_label_of_the_version_is_the_project_s() -> None:
     assert pairs("LABEL")["org.opencontainers.image.version"] == PROJECT["version"]
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/deployment.md"])
+def test_the_image_that_the_docs_build_is_that_of_this_version(name: str) -> None:
+    named = set(re.findall(r"\btrivec:(\d[\d.]*)", (ROOT / name).read_text(encoding="utf-8")))
+    assert named == {PROJECT["version"]}
+
+
 def test_every_variable_of_the_server_is_one_that_it_reads_with_a_value_that_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
