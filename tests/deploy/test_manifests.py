@@ -164,6 +164,15 @@ def test_the_pod_keeps_to_the_restricted_standard(source: Path) -> None:
         assert "/tmp" in [each["mountPath"] for each in container["volumeMounts"]]  # noqa: S108 - in the container
 
 
+def test_the_image_is_made_for_the_user_the_ports_and_the_volume_of_the_pod() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    pod, server = (found(rendered(KUSTOMIZE / "base")) for found in (pod_of, server_of))
+    security = pod["securityContext"]
+    assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile
+    assert "EXPOSE " + " ".join(str(each["containerPort"]) for each in server["ports"]) + "\n" in dockerfile
+    assert "TRIVEC_MODEL_REPOSITORY=/models" in dockerfile
+
+
 @everywhere
 def test_the_server_writes_to_none_of_its_models(source: Path) -> None:
     models = [each for each in server_of(rendered(source))["volumeMounts"] if each["name"] == "models"]

@@ -9,7 +9,7 @@ from tests.fuzz.calls import fuzz_calls, fuzz_loads
 from tests.fuzz.files import fuzz_access_file, fuzz_config_json, fuzz_manifest, fuzz_pbtxt
 
 CASES: dict[str, tuple[Callable[[int], int], int]] = {
-    "calls": (lambda cases: fuzz_calls(cases).cases, 30_000),
+    "calls": (lambda cases: fuzz_calls(cases).cases, 32_000),
     "loads": (lambda cases: fuzz_loads(cases).cases, 3_000),
     "config_pbtxt": (lambda cases: fuzz_pbtxt(cases).cases, 12_000),
     "config_json": (lambda cases: fuzz_config_json(cases).cases, 4_000),
