@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BINARIES = ROOT / ".prometheus" / "bin"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _POLL_S = 0.05
 AnswerT = TypeVar("AnswerT")
 
