@@ -16,6 +16,7 @@ from benchmarks.cluster.nodes import Node
 
 PARTITION_S = 6.0
 HEALED_S = 6.0
+PROBE_SHARE = 0.05
 _SAMPLE_S = 0.25
 _STRAY_S = 0.25
 """A call that takes so long, while those beside it do not, was sent to where it could not arrive."""
@@ -53,21 +54,25 @@ def figures(way: str, calls: Calls, partition: Partition, *, share_rate: float) 
     return {
         f"lost_{way}_partition": whole.lost,
         f"calls_{way}_partition": len(whole),
-        f"partition_leave_s_{way}": _leave_s(during, partition.began_at),
+        f"partition_leave_s_{way}": _leave_s(during, partition.began_at, share_rate),
         f"partition_return_s_{way}": _return_s(partition, share_rate),
     }
 
 
-def _leave_s(during: Calls, began_at: float) -> float:
-    """From the beginning to the last call that was sent to the node in vain."""
+def _leave_s(during: Calls, began_at: float, share_rate: float) -> float:
+    """
+    From the beginning to the last call that was sent to the node in vain. Single ones do not count, by which a balancer
+    without health checks tries whether it is back: less than PROBE_SHARE of its calls in the second that follows.
+    """
     late = (during.latency_s > _STRAY_S) | (during.retries > 0) | (during.outcome != Outcome.ANSWERED)
-    last = 0.0
+    strays = []
     for due in during.scheduled[late].tolist():
         beside = during.between(due - _BESIDE_S, due + _BESIDE_S)
         # When the machine stumbles, all calls are late.
         if float(np.median(beside.latency_s)) < _STRAY_S / 2:
-            last = max(last, due - began_at)
-    return last
+            strays.append(due)
+    followed = [due for due in strays if sum(due <= other < due + 1 for other in strays) >= PROBE_SHARE * share_rate]
+    return max(followed, default=began_at) - began_at
 
 
 def _return_s(partition: Partition, share_rate: float) -> float:
