@@ -32,7 +32,7 @@ class Plan:
     soak_requests: int = 200_000
 
 
-SHORT = Plan(soak_requests=24_000)
+SHORT = Plan(soak_requests=42_000)
 
 
 class Parts:
