@@ -33,8 +33,10 @@ IN_FLIGHT = 6
 """Calls at a time on a connection."""
 CALLS_PER_CONNECTION = 250
 WARM_REQUESTS = 32_000
-"""What a server holds after so many is what it is compared with. It grows until then: caches fill, and the memory that it
-takes from the system at busy moments comes to what it needs."""
+"""
+What a server holds after so many is what it is compared with: until then caches fill, and the memory that it takes from
+the system at busy moments comes to what it needs.
+"""
 _MOST_WARM = 0.75
 """Of fewer requests in all, this share."""
 LOOKS = 12
