@@ -170,6 +170,11 @@ class CallScope:
             call.trace = self._tracing.begin_message(method, stream.trace)
         return call
 
+    @property
+    def calls_begun(self) -> int:
+        """How many calls, and messages of streams, there have been."""
+        return self._id_count
+
     def next_id(self) -> str:
         """A new request id."""
         self._id_count += 1

@@ -39,6 +39,10 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+_LULL_S = 0.003
+_LULL_PATIENCE_S = 1.0
+
+
 class Listener:
     """
     Owns the port and the health of each name: "" and the services' are SERVING while a model is ready; a model's name
@@ -78,6 +82,7 @@ class Listener:
         gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
         report = LoadReport(registry.loads) if settings.load_report else None
         scope = CallScope(metrics, settings.limits, gate, tracing, report)
+        self._scope = scope
         self._service = EmbeddingService(registry, settings.limits, scope)
         self._inference = InferenceService(settings, registry, scope, control)
         handlers = (self._service.handler(), self._inference.handler())
@@ -172,11 +177,26 @@ class Listener:
         """
         if self._looking is not None:
             self._looking.cancel()
+        if grace_s:
+            await self._wait_for_lull()
         self._health.end_watches()
         self._service.end_streams()
         self._inference.stop()
         servers = [self._server] if self._management is None else [self._server, self._management]
         await asyncio.gather(*(server.stop(grace_s) for server in servers))
+
+    async def _wait_for_lull(self) -> None:
+        """
+        Waits for a moment in which no call arrives, a second at most. A stopping server of gRPC ends what has arrived
+        and is not accepted yet with CANCELLED, which clients take for their own doing.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _LULL_PATIENCE_S
+        while loop.time() < give_up_at:
+            begun = self._scope.calls_begun
+            await asyncio.sleep(_LULL_S)
+            if self._scope.calls_begun == begun:
+                return
 
 
 class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is not typed
