@@ -118,6 +118,16 @@ async def test_overload_ends_the_call_after_overload_timeout_s(
     assert caught.value.retry_after_s == 1
 
 
+@pytest.mark.parametrize("flags", [{}, STREAMED])
+async def test_a_call_that_the_server_cancels_is_tried_again(
+    client: AnyClient, script: Script, clock: JumpingClock, flags: dict[str, bool]
+) -> None:
+    """As gRPC's servers do, while they stop, with calls that no handler has seen yet."""
+    script.failures.append(Failure(grpc.StatusCode.CANCELLED))
+    await client.call("encode", "a", **flags)
+    assert len(clock.waits_s) == 1
+
+
 @pytest.mark.parametrize(
     "code",
     [

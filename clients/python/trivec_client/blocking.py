@@ -12,7 +12,7 @@ import grpc
 
 from trivec_client.clock import Clock
 from trivec_client.connection import Connection
-from trivec_client.errors import TrivecClientError, parse_rpc_error
+from trivec_client.errors import TrivecClientError, parse_attempt_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
@@ -145,7 +145,8 @@ class BlockingRunner:
                 with running.track(lambda: self._rpcs.by_name[job.rpc].future(job.request, **how)) as call:
                     assembly.add(call.result())
         except grpc.RpcError as error:
-            raise parse_rpc_error(error) from None
+            is_ended_here = self._closed or running.interrupted.is_set()
+            raise parse_attempt_error(error, is_ended_here=is_ended_here) from None
         except grpc.FutureCancelledError:
             raise TrivecClientError(grpc.StatusCode.CANCELLED, "the operation was abandoned") from None
         return assembly.finish()

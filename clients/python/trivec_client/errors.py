@@ -173,6 +173,19 @@ def parse_rpc_error(error: grpc.RpcError) -> TrivecClientError:
     return parsed
 
 
+def parse_attempt_error(error: grpc.RpcError, *, is_ended_here: bool) -> TrivecClientError:
+    """
+    As `parse_rpc_error`, of a call to be sent again if that helps: CANCELLED is UNAVAILABLE if nobody here has ended
+    the call. gRPC's servers answer so to calls that reach them while they stop, before any of the program sees them.
+    """
+    parsed = parse_rpc_error(error)
+    if parsed.code is not grpc.StatusCode.CANCELLED or is_ended_here:
+        return parsed
+    stopped = UnavailableError(grpc.StatusCode.UNAVAILABLE, f"the server has ended the call: {parsed.message}")
+    stopped.rpc_error = error
+    return stopped
+
+
 def _parse_end(
     code: grpc.StatusCode, details: str | None, trailing_metadata: Iterable[Any] | None
 ) -> TrivecClientError:

@@ -11,7 +11,7 @@ import grpc.aio
 
 from trivec_client.clock import AsyncClock
 from trivec_client.connection import Connection
-from trivec_client.errors import TrivecClientError, parse_rpc_error
+from trivec_client.errors import TrivecClientError, parse_attempt_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
@@ -102,7 +102,7 @@ class AsyncRunner:
             else:
                 assembly.add(await self._rpcs.by_name[job.rpc](job.request, **how))
         except grpc.aio.AioRpcError as error:
-            raise parse_rpc_error(error) from None
+            raise parse_attempt_error(error, is_ended_here=self._closed) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():

@@ -17,9 +17,10 @@ class RetryPolicy:
     """
     How often and how soon a failed request is sent again.
 
-    UNAVAILABLE is tried again after an exponential backoff. RESOURCE_EXHAUSTED is tried again only where the server
-    names a wait (google.rpc.RetryInfo): that is a full queue, while without a wait it is a message too large, which
-    stays too large. Nothing else is tried again. The call's `timeout_s` bounds all tries together.
+    UNAVAILABLE is tried again after an exponential backoff, and so is CANCELLED by the server. RESOURCE_EXHAUSTED is
+    tried again only where the server names a wait (google.rpc.RetryInfo): that is a full queue, while without a wait it
+    is a message too large, which stays too large. Nothing else is tried again. The call's `timeout_s` bounds all tries
+    together.
 
     Of several servers, another is tried before any wait: gRPC sends what ended in UNAVAILABLE once more at once, which
     counts as an attempt, and the first refusal under load is not waited for.
