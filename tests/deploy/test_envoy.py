@@ -15,6 +15,7 @@ import pytest
 import trustme
 import yaml
 from trivec_client import OverloadedError, RetryPolicy, TrivecClient
+from trivec_server.transport.status import REASON_KEY
 
 from tests.deploy.bare_node import Answer, BareNode, Context, bare_node, calling
 from tests.deploy.conftest import until
@@ -47,8 +48,10 @@ def before(folder: Path, *answers: Answer) -> Iterator[tuple[ProxyProcess, list[
         yield stack.enter_context(running_envoy(config)), nodes
 
 
-def refuse(code: grpc.StatusCode) -> Answer:
+def refuse(code: grpc.StatusCode, reason: str = "") -> Answer:
     def answer(_: bytes, context: Context) -> bytes:
+        if reason:
+            context.set_trailing_metadata(((REASON_KEY, reason),))
         context.abort(code, "scripted")
 
     return answer
@@ -120,8 +123,21 @@ def test_a_full_queue_is_tried_at_one_other_node(tmp_path: Path) -> None:
     assert sorted(node.calls for node in nodes) == [0, 1, 1]
 
 
-def test_a_node_that_is_unavailable_costs_no_call(tmp_path: Path) -> None:
-    away = refuse(grpc.StatusCode.UNAVAILABLE)
+@pytest.mark.parametrize(("reason", "attempts"), [("QUEUE_FULL", 2), ("QUEUE_TIMEOUT", 1)])
+def test_an_overload_of_all_nodes_by_kserve_is_not_multiplied(tmp_path: Path, reason: str, attempts: int) -> None:
+    full = refuse(grpc.StatusCode.UNAVAILABLE, reason)
+    with before(tmp_path, full, full, full) as (proxy, nodes), calling(proxy.target) as call:
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError) as raised:
+                call(b"", timeout=TIMEOUT_S)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert dict(raised.value.trailing_metadata())[REASON_KEY] == reason
+    assert sum(node.calls for node in nodes) == 10 * attempts
+
+
+@pytest.mark.parametrize("reason", ["", "SHUTTING_DOWN", "MODEL_NOT_READY"])
+def test_a_node_that_is_unavailable_costs_no_call(tmp_path: Path, reason: str) -> None:
+    away = refuse(grpc.StatusCode.UNAVAILABLE, reason)
     with before(tmp_path, away, away, lambda request, _: request) as (proxy, nodes), calling(proxy.target) as call:
         for number in range(20):
             assert call(b"%d" % number, timeout=TIMEOUT_S) == b"%d" % number
