@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs Envoy with these arguments. On SIGTERM or SIGINT Envoy, which by itself would end all calls at once, first asks its
-# clients to connect elsewhere and finishes what is under way, for ENVOY_DRAIN_S seconds at most.
+# Runs Envoy with these arguments. On SIGTERM Envoy, which by itself would end all calls at once, first asks its clients
+# to connect elsewhere and finishes what is under way, for ENVOY_DRAIN_S seconds at most.
 #   bash /etc/envoy/envoy.sh -c /etc/envoy/envoy.yaml
 # Wants bash, for /dev/tcp: Envoy's image has it, and no curl. ENVOY_ADMIN_PORT is the configuration's `admin` port.
 set -u
@@ -16,7 +16,8 @@ ask() {
 }
 
 drain() {
-    trap '' TERM INT
+    trap '' TERM
+    is_stopping=true
     echo "envoy.sh: finishing the calls under way, for $drain_s s at most" >&2
     if ask POST '/drain_listeners?graceful' >/dev/null; then
         # For 2 s (--drain-time-s) new calls are still taken, while clients learn of it; then Envoy no longer listens.
@@ -34,7 +35,13 @@ drain() {
 
 envoy --drain-time-s 2 --drain-strategy immediate "$@" &
 envoy=$!
-trap drain TERM INT
+is_stopping=false
+trap drain TERM
 wait "$envoy"
-# The first wait ends with the signal, the second with Envoy.
-wait "$envoy"
+status=$?
+# A signal ended that wait; this one ends with Envoy.
+if $is_stopping; then
+    wait "$envoy"
+    status=$?
+fi
+exit "$status"

@@ -5,6 +5,7 @@ The proxies of `deploy/`, as they are shipped but for addresses and places of fi
     with running_envoy(config) as envoy: ...
 """
 
+import os
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 ENVOY = Path(sys.executable).with_name("envoy")
+ENVOY_SCRIPT = ROOT / "deploy" / "envoy" / "envoy.sh"
 NGINX = ROOT / ".nginx" / "bin" / "nginx"
 PATIENCE_S = 30.0
 
@@ -147,13 +149,20 @@ def nginx_config(nodes: Sequence[int], port: int, directory: Path, *, tls: Certi
 
 
 @contextmanager
-def running_envoy(config: ProxyConfig, *, concurrency: int = 1) -> Iterator[ProxyProcess]:
-    """Envoy until the block ends; yields once it listens."""
+def running_envoy(config: ProxyConfig, *, concurrency: int = 1, drain_s: int | None = None) -> Iterator[ProxyProcess]:
+    """Envoy until the block ends; yields once it listens. With `drain_s` in the script that drains it."""
     command = [
-        *(str(ENVOY), "-c", str(config.path), "--concurrency", str(concurrency)),
+        *([str(ENVOY)] if drain_s is None else ["bash", str(ENVOY_SCRIPT)]),
+        *("-c", str(config.path), "--concurrency", str(concurrency)),
         *("--disable-hot-restart", "--log-level", "warning", "--file-flush-interval-msec", "100"),
     ]
-    with _running(command, config) as process:
+    environment = {
+        **os.environ,
+        "PATH": f"{ENVOY.parent}:{os.environ['PATH']}",
+        "ENVOY_ADMIN_PORT": str(config.admin_port),
+        "ENVOY_DRAIN_S": str(drain_s),
+    }
+    with _running(command, config, environment) as process:
         yield process
 
 
@@ -166,10 +175,12 @@ def running_nginx(config: ProxyConfig) -> Iterator[ProxyProcess]:
 
 
 @contextmanager
-def _running(command: list[str], config: ProxyConfig) -> Iterator[ProxyProcess]:
+def _running(
+    command: list[str], config: ProxyConfig, environment: dict[str, str] | None = None
+) -> Iterator[ProxyProcess]:
     log_path = config.path.with_suffix(".log")
     with log_path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
         _wait_for_port(process, config.port, log_path)
         yield ProxyProcess(process, config, log_path)

@@ -145,7 +145,13 @@ def test_envoy_listens_on_the_container_s_addresses_and_is_otherwise_as_the_file
     (difference,) = [pair for pair in lines if pair[0] != pair[1]]
     (published,) = services()["envoy"]["ports"]
     assert f"address: 0.0.0.0, port_value: {published['target']}" in difference[1]
-    assert "exec envoy -c /tmp/envoy.yaml" in command
+
+
+def test_envoy_runs_in_the_script_that_drains_it_and_has_the_time_to() -> None:
+    envoy = services()["envoy"]
+    (command,) = envoy["command"]
+    assert "exec bash /etc/envoy/envoy.sh -c /tmp/envoy.yaml" in command
+    assert int(envoy["environment"]["ENVOY_DRAIN_S"]) + 5 <= _seconds(envoy["stop_grace_period"])
 
 
 def test_envoy_finds_the_nodes_by_a_name_that_all_of_them_have() -> None:

@@ -15,9 +15,10 @@ import pytest
 from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
-from tests.deploy.bare_node import Context, bare_node, calling
+from tests.deploy.bare_node import BareNode, Context, bare_node, calling
 from tests.deploy.conftest import Node, start_nodes, until
 from tests.deploy.proxies import (
+    PATIENCE_S,
     ProxyProcess,
     envoy_config,
     free_port,
@@ -104,26 +105,68 @@ def test_what_a_stream_has_asked_a_node_that_drains_is_answered(fragile: Node, t
 
 @pytest.mark.parametrize("order", [signal.SIGHUP, signal.SIGQUIT])
 def test_nginx_finishes_what_is_under_way_when_it_reloads_or_quits(tmp_path: Path, order: signal.Signals) -> None:
-    may_answer, has_begun = threading.Event(), threading.Event()
-
-    def answer(request: bytes, _: Context) -> bytes:
-        has_begun.set()
-        may_answer.wait(DEADLINE_S)
-        return request
-
     with (
-        bare_node(answer) as node,
+        held_node() as (node, may_answer),
         running_nginx(nginx_config([node.port], free_port(), rendered_into(tmp_path))) as proxy,
-        calling(proxy.target) as call,
-        ThreadPoolExecutor(1) as thread,
+        call_under_way(proxy, node) as future,
     ):
-        future = thread.submit(call, b"kept", timeout=DEADLINE_S)
-        has_begun.wait(DEADLINE_S)
         before = worker_pids(proxy)
         proxy.process.send_signal(order)
         until(lambda: worker_pids(proxy) != before or not accepts(proxy), lambda: proxy.log)
         may_answer.set()
         assert future.result() == b"kept"
+
+
+def test_envoy_finishes_what_is_under_way_when_its_script_is_told_to_stop(tmp_path: Path) -> None:
+    """And ends then, long before the script's limit."""
+    with held_node() as (node, may_answer):
+        config = envoy_config([node.port], free_port(), free_port(), rendered_into(tmp_path))
+        with running_envoy(config, drain_s=3600) as proxy, call_under_way(proxy, node) as future:
+            proxy.process.send_signal(signal.SIGTERM)
+            until(lambda: not accepts(proxy), lambda: proxy.log)
+            may_answer.set()
+            assert future.result() == b"kept"
+            assert proxy.process.wait(PATIENCE_S) == 0
+
+
+def test_envoy_ends_by_its_script_s_limit_whatever_is_under_way(tmp_path: Path) -> None:
+    with held_node() as (node, _):
+        config = envoy_config([node.port], free_port(), free_port(), rendered_into(tmp_path))
+        with running_envoy(config, drain_s=1) as proxy, call_under_way(proxy, node) as future:
+            proxy.process.send_signal(signal.SIGTERM)
+            assert proxy.process.wait(PATIENCE_S) == 0
+            with pytest.raises(grpc.RpcError):
+                future.result()
+
+
+def test_the_script_ends_with_envoy(tmp_path: Path) -> None:
+    config = envoy_config([free_port()], free_port(), free_port(), rendered_into(tmp_path))
+    with running_envoy(config, drain_s=3600) as proxy:
+        (envoy,) = psutil.Process(proxy.process.pid).children()
+        envoy.kill()
+        assert proxy.process.wait(PATIENCE_S) == 128 + signal.SIGKILL
+
+
+@contextmanager
+def held_node() -> Iterator[tuple[BareNode, threading.Event]]:
+    """A node that answers only once it may."""
+    may_answer = threading.Event()
+
+    def answer(request: bytes, _: Context) -> bytes:
+        may_answer.wait(DEADLINE_S)
+        return request
+
+    with bare_node(answer) as node:
+        yield node, may_answer
+
+
+@contextmanager
+def call_under_way(proxy: ProxyProcess, node: BareNode) -> Iterator["Future[bytes]"]:
+    """A call that the node has, and answers as it is."""
+    with calling(proxy.target) as call, ThreadPoolExecutor(1) as thread:
+        future = thread.submit(call, b"kept", timeout=DEADLINE_S)
+        until(lambda: node.calls > 0, lambda: proxy.log)
+        yield future
 
 
 def worker_pids(proxy: ProxyProcess) -> set[int]:
