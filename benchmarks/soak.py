@@ -146,7 +146,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trivec-soak-") as folder:
         figures = soak(arguments.requests, arguments.seed, Path(folder))
     missed = judge(figures)
-    for line in missed:
+    for line in missed.values():
         print(f"MISSED: {line}")
     print_figures(figures)
     sys.exit(1 if missed else 0)

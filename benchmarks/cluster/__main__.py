@@ -37,7 +37,7 @@ def main() -> None:
     missed = judge(figures)
     if arguments.save:
         save(figures, rounds)
-    for line in missed:
+    for line in missed.values():
         print(f"MISSED: {line}")
     print_figures(figures)
     sys.exit(1 if missed else 0)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from benchmarks.cluster.calls import Calls, Outcome
 from benchmarks.cluster.nodes import Node
 from benchmarks.cluster.small_model import SmallModel
@@ -14,7 +16,7 @@ LOAD_SHARE = 0.6
 KILL_CALLS = 3_050
 SETTLE_S = 1.0
 """How long a window goes on after the last thing of its event."""
-BEFORE_S = 3.0
+BEFORE_S = 1.5
 DOWN_S = 1.5
 HANG_S = 6.0
 LOOK_S = 0.1
@@ -24,13 +26,23 @@ LONGEST_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """When an event was under way, from its beginning to when the cluster was whole again."""
+    """
+    When an event was under way: from `starts_at` to `whole_at`, when the cluster was whole again, and SETTLE_S more.
+
+    `faults`: the instants at which something was done to a node. `generation`: the one that answers all calls from
+    `whole_at` on, after an upgrade.
+    """
 
     event: str
     quiet_from: float
     starts_at: float
-    ends_at: float
+    whole_at: float
     faults: tuple[float, ...]
+    generation: int | None = None
+
+    @property
+    def ends_at(self) -> float:
+        return self.whole_at + SETTLE_S
 
 
 @dataclass
@@ -48,15 +60,17 @@ class Stage:
         self._faults.append(time.monotonic())
 
     @contextmanager
-    def window(self, event: str) -> Iterator[None]:
-        """An event, after a quiet time."""
+    def window(self, event: str, *, changes_model: bool = False) -> Iterator[None]:
+        """An event, after a quiet time and before one."""
         quiet_from = time.monotonic()
         time.sleep(BEFORE_S)
         self._faults = []
         starts_at = time.monotonic()
         yield
+        whole_at = time.monotonic()
+        generation = self.model.generation if changes_model else None
         time.sleep(SETTLE_S)
-        self.windows.append(Window(event, quiet_from, starts_at, time.monotonic(), tuple(self._faults)))
+        self.windows.append(Window(event, quiet_from, starts_at, whole_at, tuple(self._faults), generation))
 
 
 def kill(stage: Stage) -> None:
@@ -83,7 +97,6 @@ def hang(stage: Stage) -> None:
         node.hang()
         time.sleep(HANG_S)
         node.resume()
-        time.sleep(SETTLE_S)
 
 
 def drain(stage: Stage) -> None:
@@ -111,7 +124,7 @@ def _restart(stage: Stage, node: Node) -> None:
 
 def upgrade(stage: Stage) -> None:
     """A new version in the repository that all nodes watch."""
-    with stage.window("upgrade"):
+    with stage.window("upgrade", changes_model=True):
         stage.fault()
         stage.model.publish()
         gives_up_at = time.monotonic() + UPGRADE_TIMEOUT_S
@@ -132,28 +145,33 @@ EVENTS: dict[str, Callable[[Stage], None]] = {
 }
 
 
-def figures(way: str, calls: Calls, windows: list[Window]) -> dict[str, float]:
+def figures(way: str, calls: Calls, windows: list[Window], usual_p99_s: float) -> dict[str, float]:
     """What each event has cost. A call belongs to the last event whose quiet time had begun when it was due."""
     found: dict[str, float] = {}
     for number, window in enumerate(windows):
         following = windows[number + 1].quiet_from if number + 1 < len(windows) else float("inf")
         whole = calls.between(window.quiet_from, following)
-        quiet = calls.between(window.quiet_from, window.starts_at)
         during = calls.between(window.starts_at, window.ends_at)
-        print(f"  {window.event}: before {quiet.describe()}")
-        print(f"  {' ' * len(window.event)}  during {during.describe()}", flush=True)
+        print(f"  {window.event}: {during.describe()}", flush=True)
         found[f"lost_{way}_{window.event}"] = whole.lost
         found[f"calls_{way}_{window.event}"] = len(whole)
+        found[f"retried_{way}_{window.event}"] = whole.retried
         if window.event == "kill":
-            found[f"inflight_{way}_kill"] = _in_flight(whole, window.faults)
-            found[f"retried_{way}_kill"] = whole.retried
+            found[f"inflight_{way}_kill"] = _lost_in_flight(whole, window.faults)
         else:
-            found[f"p99_{way}_{window.event}"] = during.percentile_s(99) / quiet.percentile_s(99)
+            found[f"p99_{way}_{window.event}"] = during.percentile_s(99) / usual_p99_s
+        if window.generation is not None:
+            answered = calls.between(window.whole_at, following)
+            answered_by = answered.generation[answered.outcome == Outcome.ANSWERED]
+            found[f"stale_{way}_{window.event}"] = int((answered_by != window.generation).sum())
+            found[f"fresh_{way}_{window.event}"] = int((answered_by == window.generation).sum())
     return found
 
 
-def _in_flight(calls: Calls, faults: tuple[float, ...]) -> int:
-    """Calls whose first try failed and which were under way when a node was killed: due before, ended after."""
+def _lost_in_flight(calls: Calls, faults: tuple[float, ...]) -> int:
+    """Lost calls that were under way when a node was killed: due before, and ended after it."""
     ends = calls.scheduled + calls.latency_s
-    hit = (calls.retries > 0) | (calls.outcome != Outcome.ANSWERED)
-    return sum(int((hit & (calls.scheduled <= fault) & (ends >= fault)).sum()) for fault in faults)
+    under_way = np.zeros(len(calls), np.bool_)
+    for fault in faults:
+        under_way |= (calls.scheduled <= fault) & (ends >= fault)
+    return int((under_way & (calls.outcome != Outcome.ANSWERED)).sum())

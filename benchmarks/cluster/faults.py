@@ -1,7 +1,7 @@
 """The events, the balance and the partition of one way to three nodes with the small model."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from benchmarks.cluster.ways import open_way
 IN_FLIGHT = 32
 WARM_S = 2.0
 CAPACITY_S = 4.0
-BALANCE_S = 6.0
+BALANCE_S = 8.0
 _ATTEMPT_SHARE = 3
 """A try that takes so many times the usual p99 is sent again, as docs/client.md advises."""
 _SHORTEST_ATTEMPT_S = 0.2
@@ -41,11 +41,30 @@ def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, na
     with open_way(way, nodes, folder) as targets:
         with running_load(model.corpus, targets, folder) as load:
             usual = _measure_usual(way, load, nodes)
-        # Envoy has what notices that a node hangs; with nginx, and without a proxy, the client has to.
-        attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
-        options = () if way == "envoy" else ("--attempt-timeout-s", f"{attempt_s:.3f}")
-        with running_load(model.corpus, targets, folder, *options) as load:
-            return usual.figures | _measure_events(way, load, nodes, model, usual.rate, names)
+        found = dict(usual.figures)
+        for options, some in _groups(way, usual, names):
+            with running_load(model.corpus, targets, folder, *options) as load:
+                measured = _measure_events(way, load, nodes, model, usual, some)
+            found |= measured | {name: found.get(name, 0) + measured[name] for name in measured if _is_sum(name)}
+        return found
+
+
+def _groups(way: str, usual: Usual, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Events, and the options of the clients that they are measured with."""
+    # Envoy has what notices that a node hangs; with nginx, and without a proxy, the client has to.
+    attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
+    retries = () if way == "envoy" else ("--attempt-timeout-s", f"{attempt_s:.3f}")
+    # What a proxy loses of a killed node's calls is seen only if clients do not send them again.
+    alone = [name for name in names if name == "kill" and way != "client"]
+    rest = [name for name in names if name not in alone]
+    if alone:
+        yield ("--no-retries",), alone
+    if rest:
+        yield retries, rest
+
+
+def _is_sum(name: str) -> bool:
+    return name.startswith(("wrong_", "forgotten_"))
 
 
 def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
@@ -65,10 +84,10 @@ def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
 
 
 def _measure_events(
-    way: str, load: Load, nodes: list[Node], model: SmallModel, rate: float, names: Sequence[str]
+    way: str, load: Load, nodes: list[Node], model: SmallModel, usual: Usual, names: Sequence[str]
 ) -> dict[str, float]:
-    stage = Stage(nodes, model, rate)
-    load.begin((LONGEST_S, rate))
+    stage = Stage(nodes, model, usual.rate)
+    load.begin((LONGEST_S, usual.rate))
     time.sleep(WARM_S)
     cut = None
     for name in names:
@@ -78,9 +97,10 @@ def _measure_events(
             events.EVENTS[name](stage)
     calls = load.finish(now=True)
     found: dict[str, float] = {f"wrong_{way}": calls.wrong, f"forgotten_{way}": calls.forgotten}
+    until_cut = calls.between(0, cut.began_at if cut else float("inf"))
+    found |= events.figures(way, until_cut, stage.windows, usual.p99_s)
+    if cut:
+        found |= partition.figures(way, calls, cut, rate=usual.rate / len(nodes), usual_p99_s=usual.p99_s)
     for error, count in list(calls.errors.items())[:5]:
-        print(f"  {count} x {error}")
-    if cut is not None:
-        found |= partition.figures(way, calls, cut, share_rate=rate / len(nodes))
-        calls = calls.between(0, cut.began_at)
-    return events.figures(way, calls, stage.windows) | found
+        print(f"  {count} x {error}", flush=True)
+    return found

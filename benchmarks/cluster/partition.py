@@ -9,18 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.cluster.calls import Calls, Outcome
 from benchmarks.cluster.nodes import Node
 
 PARTITION_S = 6.0
 HEALED_S = 6.0
-PROBE_SHARE = 0.05
 _SAMPLE_S = 0.25
 _STRAY_S = 0.25
-"""A call that takes so long, while those beside it do not, was sent to where it could not arrive."""
-_BESIDE_S = 0.1
+_STRAY_SHARE = 4
+"""A call that takes longer than both, so many times the usual p99, or was sent again, had been sent in vain."""
+_PROBES = {"envoy": 0.0, "client": 0.0, "nginx": 0.05}
+"""nginx has no health checks: it tries by a call now and then whether a node is back. Of the node's usual calls."""
 _ROOT = Path(__file__).parents[2]
 
 
@@ -46,33 +45,34 @@ def cut_off(node: Node) -> Partition:
     return Partition(began_at, healed_at, answered)
 
 
-def figures(way: str, calls: Calls, partition: Partition, *, share_rate: float) -> dict[str, float]:
-    """How long calls went on to where they could not arrive, and were away after. `share_rate`: the node's calls/s."""
+def figures(way: str, calls: Calls, partition: Partition, *, rate: float, usual_p99_s: float) -> dict[str, float]:
+    """
+    How long calls went on to where they could not arrive, and were away after.
+
+    Args:
+        way: to the nodes.
+        calls: of the whole load.
+        partition: when it was.
+        rate: calls a second to a node while nothing happens.
+        usual_p99_s: the p99 then.
+    """
     during = calls.between(partition.began_at, partition.healed_at)
     whole = calls.between(partition.began_at, float("inf"))
     print(f"  partition: {during.describe()}", flush=True)
+    late = (during.latency_s > max(_STRAY_S, _STRAY_SHARE * usual_p99_s)) | (during.outcome != Outcome.ANSWERED)
+    strays = (during.scheduled[late | (during.retries > 0)] - partition.began_at).tolist()
     return {
         f"lost_{way}_partition": whole.lost,
         f"calls_{way}_partition": len(whole),
-        f"partition_leave_s_{way}": _leave_s(during, partition.began_at, share_rate),
-        f"partition_return_s_{way}": _return_s(partition, share_rate),
+        f"retried_{way}_partition": whole.retried,
+        f"partition_leave_s_{way}": _leave_s(strays, probes=_PROBES[way] * rate),
+        f"partition_return_s_{way}": _return_s(partition, rate),
     }
 
 
-def _leave_s(during: Calls, began_at: float, share_rate: float) -> float:
-    """
-    From the beginning to the last call that was sent to the node in vain. Single ones do not count, by which a balancer
-    without health checks tries whether it is back: less than PROBE_SHARE of its calls in the second that follows.
-    """
-    late = (during.latency_s > _STRAY_S) | (during.retries > 0) | (during.outcome != Outcome.ANSWERED)
-    strays = []
-    for due in during.scheduled[late].tolist():
-        beside = during.between(due - _BESIDE_S, due + _BESIDE_S)
-        # When the machine stumbles, all calls are late.
-        if float(np.median(beside.latency_s)) < _STRAY_S / 2:
-            strays.append(due)
-    followed = [due for due in strays if sum(due <= other < due + 1 for other in strays) >= PROBE_SHARE * share_rate]
-    return max(followed, default=began_at) - began_at
+def _leave_s(strays: list[float], *, probes: float) -> float:
+    """The last of these instants, but for single ones: no more than `probes` in the second that follows."""
+    return max((due for due in strays if sum(due <= other < due + 1 for other in strays) > probes), default=0.0)
 
 
 def _return_s(partition: Partition, share_rate: float) -> float:

@@ -1,5 +1,6 @@
 """What there is to measure, and for how long."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,11 @@ class Parts:
     ) -> None:
         self._leave_nodes()
 
-    def measure(self, part: str) -> dict[str, float]:
-        """The figures of one of PARTS."""
+    def measure(self, part: str, events: Sequence[str] | None = None) -> dict[str, float]:
+        """The figures of one of PARTS; of a way with all events, or only these."""
         if part in WAYS:
             model, nodes = self._small_nodes()
-            return measure_way(part, nodes, model, self._folder, self._plan.events)
+            return measure_way(part, nodes, model, self._folder, self._plan.events if events is None else events)
         self._leave_nodes()
         if part == "sleeping":
             return self._measure_sleeping()

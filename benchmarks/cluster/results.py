@@ -34,12 +34,13 @@ def save(figures: dict[str, float], rounds: list[dict[str, float]]) -> None:
 
 def _events_table(figures: dict[str, float]) -> list[str]:
     lines = [
-        f"| lost of all calls; p99 over that before | {' | '.join(WAYS)} |",
+        f"| lost of all calls; sent again by the client; p99 over the usual | {' | '.join(WAYS)} |",
         f"|---|{'---|' * len(WAYS)}",
     ]
     for event in (*EVENTS, "partition"):
         cells = [
-            f"{figures[f'lost_{way}_{event}']:.0f} of {figures[f'calls_{way}_{event}']:,.0f}"
+            f"{figures[f'lost_{way}_{event}']:.0f} of {figures[f'calls_{way}_{event}']:,.0f}; "
+            f"{figures[f'retried_{way}_{event}']:.0f}"
             + (f"; {figures[ratio]:.1f}" if (ratio := f"p99_{way}_{event}") in figures else "")
             for way in WAYS
             if f"lost_{way}_{event}" in figures
@@ -52,7 +53,7 @@ def _events_table(figures: dict[str, float]) -> list[str]:
 def _figures_table(figures: dict[str, float]) -> list[str]:
     lines = ["| figure | seen | wanted |", "|---|---|---|"]
     for name, value in figures.items():
-        if re.match(r"(lost|calls|p99|wrong|forgotten)_(envoy|client|nginx)", name):
+        if re.match(r"(lost|calls|retried|p99|wrong|forgotten|stale|fresh)_(envoy|client|nginx)", name):
             continue
         bounds = [wanted(bound) for bound in BOUNDS if bound.names.fullmatch(name)]
         lines.append(f"| `{name}` | {value:.4g} | {bounds[0] if bounds else ''} |")
