@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -250,6 +251,10 @@ async def test_a_cancelled_call_or_stream_gives_its_place_back(file: AccessFile,
             stream.cancel()
 
 
+def is_current(server: RunningServer) -> bool:
+    return server.metric("trivec_access_file_current", file="access") == 1
+
+
 async def reloads(server: RunningServer, result: str, count: int) -> None:
     await until(lambda: server.metric("trivec_access_reloads_total", result=result) == count)
 
@@ -278,9 +283,32 @@ async def test_a_broken_file_is_counted_and_the_old_one_stays(
     await call_embed(server, authorization(token_of("reader")))
     written = capfd.readouterr()
     assert reason in written.out + written.err
+    assert not is_current(server)
     file.write(newcomer={})
     await reloads(server, "success", 1)
+    assert is_current(server)
     await call_embed(server, authorization(token_of("newcomer")))
+
+
+async def test_a_broken_file_that_is_taken_back_is_the_one_in_use_again(
+    file: AccessFile, server: RunningServer
+) -> None:
+    assert is_current(server)
+    before = file.path.read_text(encoding="utf-8")
+    file.write_text("[[identity]\n")
+    await until(lambda: not is_current(server))
+    file.write_text(before)
+    await until(lambda: is_current(server))
+    assert server.metric("trivec_access_reloads_total", result="success") == 0
+
+
+async def test_the_log_says_where_a_refused_call_came_from(
+    server: RunningServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert await code_of(call_embed(server, authorization("a token of nobody"))) is UNAUTHENTICATED
+    written = capfd.readouterr()
+    (line,) = [line for line in (written.out + written.err).splitlines() if "UNAUTHENTICATED" in line]
+    assert re.search(r"peer=['\"]?ipv[46]:\S+:\d+", line)
 
 
 @pytest.mark.parametrize("kind", ["EmbedStream", "ModelStreamInfer"])

@@ -121,9 +121,13 @@ async def test_a_version_without_its_manifest_is_being_written(tmp_path: Path) -
             await polling.settle()
         assert await reason(polling.server, version=2) == "being written: small/2/manifest.json: not found"
         assert await serves(polling.server) == 1
+        assert polling.server.metric("trivec_version_unfinished", model="small", version="2") == 1
         (tmp_path / ".manifest").rename(manifest)
         await polling.settle()
         assert await serves(polling.server) == 2
+        # The one that was unloaded is not waited for.
+        for version in ("1", "2"):
+            assert polling.server.metric("trivec_version_unfinished", model="small", version=version) == 0
         assert await index(polling.server) == [("small", "1", "UNAVAILABLE", "unloaded"), ("small", "2", "READY", "")]
 
 

@@ -60,6 +60,10 @@ async def refused(
     return caught.value.code()
 
 
+def is_current(server: RunningServer) -> bool:
+    return server.metric("trivec_certificate_current", certificate="server") == 1
+
+
 async def reloads(server: RunningServer, result: str, count: int) -> None:
     await until(lambda: server.metric("trivec_certificate_reloads_total", result=result) == count)
 
@@ -166,9 +170,23 @@ async def test_a_bad_pair_is_counted_and_the_old_one_stays(
         await embed(server, authority)
         written = capfd.readouterr()
         assert "changed certificate refused, the old one stays" in written.out + written.err
+        assert not is_current(server)
         authority.server()
         await reloads(server, "success", 1)
+        assert is_current(server)
         await embed(server, authority)
+
+
+async def test_a_bad_pair_that_is_taken_back_is_the_one_in_use_again(tmp_path: Path, authority: Authority) -> None:
+    tls = authority.server()
+    async with serving(tmp_path, tls) as server:
+        assert is_current(server)
+        before = tls.certificate.read_bytes()
+        tls.certificate.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+        await until(lambda: not is_current(server))
+        tls.certificate.write_bytes(before)
+        await until(lambda: is_current(server))
+        assert server.metric("trivec_certificate_reloads_total", result="success") == 0
 
 
 async def test_no_call_fails_while_certificates_change_again_and_again(tmp_path: Path, authority: Authority) -> None:

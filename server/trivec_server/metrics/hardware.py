@@ -30,12 +30,6 @@ def read_cpu_time() -> CpuTime:
     )
 
 
-def read_memory_share() -> float:
-    """The share of the machine's memory in use, 0 to 1."""
-    memory = psutil.virtual_memory()
-    return 1 - float(memory.available) / float(memory.total)
-
-
 class HostReadings:
     """CPU and memory of the whole machine, as Triton reads them."""
 

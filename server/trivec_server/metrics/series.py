@@ -24,6 +24,7 @@ from prometheus_client import (
 from trivec_server.metrics.connections import ConnectionSeries
 from trivec_server.metrics.exposition import render
 from trivec_server.metrics.hardware import GpuReadings, HostReadings
+from trivec_server.metrics.memory import memory_families
 from trivec_server.metrics.response_cache import CacheCollector, CacheUsage
 from trivec_server.metrics.security import SecurityMetrics
 from trivec_server.metrics.statistics import StatisticsSnapshot
@@ -94,6 +95,9 @@ class Metrics:
             ("method", "model"),
         )  # fmt: skip
         self.model_ready = self._gauge("trivec_model_ready", "1 if the version serves, else 0.", _MODEL_LABELS)
+        self.version_unfinished = self._gauge(
+            "trivec_version_unfinished", "1 while the version is being written or loaded, else 0.", _MODEL_LABELS
+        )
         self.model_load_duration_s = self._gauge(
             "trivec_model_load_duration_seconds", "The time the version took to load and check.", _MODEL_LABELS
         )
@@ -144,7 +148,11 @@ class Metrics:
         """What a scrape gets, in Prometheus' text format: first Trivec's own series, then Triton's. For any thread."""
         with self._scraping:
             triton = [*version_families(list(self._sources.values())), *self._cache.triton_families()]
-            machine = [*self._host.families(), *(self._gpus.families() if self._gpus is not None else ())]
+            machine = [
+                *self._host.families(),
+                *memory_families(),
+                *(self._gpus.families() if self._gpus is not None else ()),
+            ]
             return generate_latest(self.registry) + render([*triton, *machine])
 
     def request_finished(self, method: str, model: str, code: str, duration_s: float) -> None:

@@ -12,7 +12,7 @@ from trivec_server.errors import LoadError, LoadFailed
 from trivec_server.logs import get_logger
 from trivec_server.repository.load_override import OverrideDirectory
 from trivec_server.repository.look import ModelLook, VersionContent, look_at_model, read_content
-from trivec_server.repository.records import ServedVersion
+from trivec_server.repository.records import BEING_WRITTEN, ServedVersion
 from trivec_server.repository.registry import UNLOADED, Registry
 from trivec_server.repository.releases import Releases
 from trivec_server.repository.scan import VersionSelection
@@ -147,7 +147,7 @@ class LiveModel:
         unfinished = look.unfinished() if patient else {}
         selection = look.select(number for number in look.versions if number not in unfinished or number in serving)
         reasons = dict.fromkeys(selection.missing, _MISSING)
-        reasons |= {number: look.public(f"being written: {missing}") for number, missing in unfinished.items()}
+        reasons |= {number: look.public(f"{BEING_WRITTEN}: {missing}") for number, missing in unfinished.items()}
         for number, reason in reasons.items():
             if number in serving:
                 self._registry.note_version(self._key(number), reason)

@@ -11,6 +11,7 @@ from trivec_server.metrics import Metrics
 from trivec_server.repository.live_model import GONE, LiveModel, Source, Workshop
 from trivec_server.repository.look import ModelLook
 from trivec_server.repository.models import Models, tell_problems
+from trivec_server.repository.records import BEING_WRITTEN
 from trivec_server.repository.roots import DUPLICATE, Roots
 from trivec_server.repository.watch import ChangeWatch
 from trivec_server.settings import EVERY_MODEL, ServeSettings
@@ -138,7 +139,7 @@ class Poller:
             return
         model.select(look, patient=True)
         if not self._registry.records(model.name):
-            model.wait("being written: it has changed a moment ago")
+            model.wait(f"{BEING_WRITTEN}: it has changed a moment ago")
 
     def _lose(self, model: LiveModel, watch: ChangeWatch, *, is_duplicate: bool, now: float) -> None:
         """Of a model whose directory is gone, or one of several, nothing is loaded any more."""

@@ -10,6 +10,9 @@ from trivec_server.serving.pipeline import Pipeline
 from trivec_server.serving.tensors.pipeline import TensorPipeline
 from trivec_server.types import ModelVersion
 
+BEING_WRITTEN = "being written"
+"""How the cause begins where a version, or a model, is not whole yet."""
+
 
 class State(enum.Enum):
     """The lifecycle of a version, as `ModelState` in `embedding.proto`."""
@@ -63,6 +66,11 @@ class VersionRecord:
     def reason(self) -> str:
         """What a user is told: the cause and the note."""
         return "; ".join(filter(None, (self.cause, self.note)))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it is being written, or loaded."""
+        return self.state is State.LOADING or self.cause.startswith(BEING_WRITTEN)
 
     @property
     def serves(self) -> bool:

@@ -288,5 +288,7 @@ class Registry:
         self._records.update({record.key: record for record in records})
         self._index_ready()
         for record in records:
-            self._metrics.model_ready.labels(record.key.name, str(record.key.version)).set(record.serves)
+            labels = record.key.name, str(record.key.version)
+            self._metrics.model_ready.labels(*labels).set(record.serves)
+            self._metrics.version_unfinished.labels(*labels).set(record.is_unfinished)
             self._on_change(record)

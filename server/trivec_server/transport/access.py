@@ -186,6 +186,7 @@ class Access:
             self._metrics.access_reloaded(succeeded=False)
             return
         if table.identities == self._table.identities:
+            self._metrics.access_current(is_current=True)
             return
         self._table = table
         self._metrics.access_reloaded(succeeded=True)

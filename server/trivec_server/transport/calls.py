@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NoReturn
+from urllib.parse import unquote
 
 import grpc
 
-from trivec_server.errors import Overloaded, ResponseTooLarge, TrivecError
+from trivec_server.errors import Overloaded, PermissionDenied, ResponseTooLarge, TrivecError, Unauthenticated
 from trivec_server.logs import get_logger
 from trivec_server.metrics import Metrics
 from trivec_server.settings import Limits
@@ -201,6 +202,9 @@ class CallScope:
             log = log.bind(trace_id=trace_id)
         if call.caller is not None:
             log = log.bind(identity=call.caller.identity.name)
+        if isinstance(error, Unauthenticated | PermissionDenied) and call.context is not None:
+            # gRPC writes the brackets of an IPv6 address as %5B and %5D.
+            log = log.bind(peer=unquote(call.context.peer()))
         if call.trace is not None:
             call.trace.fail(status.rich.message)
         if not isinstance(error, TrivecError):

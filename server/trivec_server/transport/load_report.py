@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-from trivec_server.metrics.hardware import read_memory_share
+from trivec_server.metrics.memory import read_memory
 from trivec_server.serving.spine import Load
 
 LOAD_REPORT_KEY = "endpoint-load-metrics-bin"
@@ -114,7 +114,7 @@ class LoadReport:
         return Utilization(
             application=min(max(busy, _LEAST_UTILIZATION), _MOST_UTILIZATION),
             cpu=min((sample.process_s - before.process_s) / (elapsed_s * self._cpus), 1.0),
-            memory=read_memory_share(),
+            memory=read_memory().share,
             served=(sample.served - before.served) / elapsed_s,
             failed=(sample.failed - before.failed) / elapsed_s,
             queued_tokens=sum(load.queued_tokens for load in loads.values()),

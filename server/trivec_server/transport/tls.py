@@ -82,6 +82,7 @@ class Certificates:
             self._metrics.certificate_reloaded(succeeded=False)
             return
         if pair.digest == self._pair.digest:
+            self._metrics.certificate_current(is_current=True)
             return
         self._pair = pair
         self._warned_at = float("-inf")
