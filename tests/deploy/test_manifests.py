@@ -4,7 +4,6 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,6 +23,7 @@ from tests.deploy.manifests import (
     Manifest,
     containers,
     only,
+    options_of_the_schema,
     parse,
     pod_of,
     rendered,
@@ -113,11 +113,10 @@ def test_the_kubelet_s_grpc_probe_is_not_used_with_tls(source: Path) -> None:
 
 
 @everywhere
-def test_the_three_probes_ask_different_things(source: Path) -> None:
+def test_only_a_server_that_hangs_is_started_anew(source: Path) -> None:
     server = server_of(rendered(source))
     assert server["startupProbe"]["httpGet"]["path"] == "/v2/health/ready"
     assert server["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
-    assert server["readinessProbe"] != server["startupProbe"]
 
 
 @everywhere
@@ -213,6 +212,21 @@ def test_prometheus_finds_each_pod_once(source: Path) -> None:
 
 
 @everywhere
+def test_the_alerts_know_the_job_and_hear_nothing_of_pods_that_are_not_started(source: Path) -> None:
+    alerts = (ROOT / "deploy" / "prometheus" / "rules" / "alerts.yml").read_text(encoding="utf-8")
+    [known] = set(re.findall(r'job=~"([^"]+)"', alerts))
+    for monitor in (each for each in rendered(source) if each["kind"] == "ServiceMonitor"):
+        [endpoint] = monitor["spec"]["endpoints"]
+        [job] = [each for each in endpoint["relabelings"] if each.get("targetLabel") == "job"]
+        assert re.fullmatch(known, job["replacement"])
+        assert {
+            "sourceLabels": ["__meta_kubernetes_pod_phase"],
+            "regex": "Pending",
+            "action": "drop",
+        } in endpoint["relabelings"]
+
+
+@everywhere
 def test_autoscalers_look_at_metrics_that_there_are_and_scale_the_deployment(source: Path) -> None:
     resources = rendered(source)
     for scaler in (each for each in resources if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")):
@@ -252,12 +266,6 @@ def test_the_version_is_the_project_s() -> None:
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
     for source in KUSTOMIZATIONS:
         assert server_of(rendered(source))["image"] in (f"trivec:{VERSION}", f"trivec:{VERSION}-cuda")
-
-
-def options_of_the_schema() -> dict[str, dict[str, Any]]:
-    schema = yaml.safe_load((CHART / "values.schema.json").read_text(encoding="utf-8"))
-    found: dict[str, dict[str, Any]] = schema["properties"]["server"]["properties"]["options"]["properties"]
-    return found
 
 
 @pytest.mark.parametrize("name", options_of_the_schema())
