@@ -178,7 +178,7 @@ class _Server:
 
     async def _announce(self, listener: Listener) -> None:
         while True:
-            await listener.announce(await self._changes.get())
+            listener.announce(await self._changes.get())
             self._changes.task_done()
 
     def _say_loaded(self, grpc_port: int, metrics_port: int | None, management_port: int | None) -> None:
@@ -205,7 +205,7 @@ class _Server:
     async def _drain(self, listener: Listener, *, pause_s: float) -> None:
         """NOT_SERVING, a pause for balancers to see it, what is in flight, then the engines."""
         _log.info("draining", pause_s=pause_s, grace_s=self._settings.drain_grace_s)
-        await listener.enter_drain()
+        listener.enter_drain()
         await asyncio.sleep(pause_s)
         ends_at = asyncio.get_running_loop().time() + self._settings.drain_grace_s
         await listener.stop(self._settings.drain_grace_s)

@@ -119,7 +119,7 @@ async def loading_server(
 
     async def announce() -> None:
         while True:
-            await listener.announce(await changes.get())
+            listener.announce(await changes.get())
             changes.task_done()
 
     async def load() -> None:

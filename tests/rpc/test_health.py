@@ -115,10 +115,10 @@ async def test_the_first_ready_model_makes_the_server_serving(tmp_path: Path) ->
 async def test_draining_makes_every_name_not_serving_for_good(tmp_path: Path) -> None:
     async with running_server(make_repository(tmp_path), Script()) as server, watching(server, "small") as watch:
         assert await watch.next() == SERVING
-        await server.listener.enter_drain()
+        server.listener.enter_drain()
         assert await watch.next() == NOT_SERVING
         for record in server.registry.records():
-            await server.listener.announce(record)
+            server.listener.announce(record)
         for name in ("", SERVICE, "small", "small/1"):
             assert await check(server, name) == NOT_SERVING
         # Calls are still accepted: balancers need a moment to see it.

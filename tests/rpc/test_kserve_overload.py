@@ -161,7 +161,7 @@ async def test_the_higher_priority_goes_first(tmp_path: Path) -> None:
 async def test_a_server_that_stops_refuses_with_its_own_reason(tmp_path: Path) -> None:
     async with inference_server(make_repository(tmp_path)) as server:
         service = server.running.listener
-        await service.enter_drain()
+        service.enter_drain()
         # Until it stops, requests are served; only readiness says no.
         assert output(await server.infer(embed("w10")), "dense").shape[0] == 1
         ready = await server.call("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)

@@ -5,8 +5,11 @@ from collections.abc import Collection
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-REFUSALS = ("calls", "unread", "slow")
-"""Too many calls under way; too much of answers unread on the connection; a request that did not arrive in time."""
+REFUSALS = ("calls", "unread", "slow", "watches")
+"""
+Too many calls under way; too much of answers unread on the connection; a request that did not arrive in time; too many
+watches of health.
+"""
 
 
 class ConnectionSeries:

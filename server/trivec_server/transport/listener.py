@@ -4,11 +4,8 @@ asked for another one for management alone.
 """
 
 import asyncio
-from typing import TypeAlias
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
 from trivec_server.errors import CommandError
 from trivec_server.logs import get_logger
@@ -22,6 +19,7 @@ from trivec_server.transport.calls import CallScope
 from trivec_server.transport.channel_options import channel_options
 from trivec_server.transport.embedding import SERVICE_NAME, EmbeddingService
 from trivec_server.transport.gate import MANAGEMENT_PORT_RULE, Gate, main_port_rule
+from trivec_server.transport.health import HEALTH_SERVICE_NAME, NOT_SERVING, SERVING, Health, Status
 from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from trivec_server.transport.kserve.service import InferenceService
 from trivec_server.transport.load_report import LoadReport
@@ -31,14 +29,8 @@ from trivec_server.transport.tracing import Tracing
 
 _log = get_logger(__name__)
 
-_WatchContext: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]"
-
 _SERVER_NAMES = ("", SERVICE_NAME, INFERENCE_SERVICE_NAME)
 """The names of health that stand for the server as a whole."""
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
 _LULL_S = 0.003
 _LULL_PATIENCE_S = 1.0
 
@@ -77,8 +69,7 @@ class Listener:
             has_client_ca = settings.tls is not None and settings.tls.client_ca is not None
             self._access = Access(settings.access_file, security, has_client_ca=has_client_ca)
         self._looking: asyncio.Future[None] | None = None
-        self._health = _Health()
-        self._draining = False
+        self._health = Health(settings.limits, metrics)
         gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
         report = LoadReport(registry.loads) if settings.load_report else None
         scope = CallScope(metrics, settings.limits, gate, tracing, report)
@@ -100,10 +91,9 @@ class Listener:
     ) -> grpc.aio.Server:
         """A server with these handlers, health and reflection."""
         server = grpc.aio.server(options=channel_options(self._settings))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        server.add_generic_rpc_handlers(handlers)
+        server.add_generic_rpc_handlers((self._health.handler(), *handlers))
         if self._settings.reflection:
-            add_reflection(server, (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), scope)
+            add_reflection(server, (*names, HEALTH_SERVICE_NAME), scope)
         return server
 
     async def start(self) -> int:
@@ -114,7 +104,7 @@ class Listener:
             CommandError: an address cannot be bound.
         """
         for name in _SERVER_NAMES:
-            await self._health.set(name, _NOT_SERVING)
+            self._health.set(name, NOT_SERVING)
         settings = self._settings
         port = self._bind(self._server, settings.host, settings.grpc_port, "--grpc-port and --host")
         if self._management is not None and settings.management_port is not None:
@@ -152,22 +142,19 @@ class Listener:
                 if files is not None:
                     await asyncio.to_thread(files.look)
 
-    async def announce(self, record: VersionRecord) -> None:
+    def announce(self, record: VersionRecord) -> None:
         """Tells health watchers of a version's change of state."""
-        if self._draining:
-            return
         records = [other for other in self._registry.records() if other.key.name == record.key.name]
         model_ready = any(other.serves for other in records)
-        await self._health.set(str(record.key), _status(record.serves))
-        await self._health.set(record.key.name, _status(model_ready))
+        self._health.set(str(record.key), _status(record.serves))
+        self._health.set(record.key.name, _status(model_ready))
         for name in _SERVER_NAMES:
-            await self._health.set(name, _status(self._registry.any_ready))
+            self._health.set(name, _status(self._registry.any_ready))
 
-    async def enter_drain(self) -> None:
+    def enter_drain(self) -> None:
         """Health says NOT_SERVING for every name from now on; calls are still accepted."""
-        self._draining = True
         self._inference.enter_drain()
-        await self._health.enter_graceful_shutdown()
+        self._health.enter_drain()
 
     async def stop(self, grace_s: float | None) -> None:
         """
@@ -199,30 +186,5 @@ class Listener:
                 return
 
 
-class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the library is not typed
-    """Health whose watches can be ended: a watching client would hold up each stop of the server."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watches: set[asyncio.Task[None]] = set()
-
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _WatchContext) -> None:  # noqa: N802
-        """As in the library, in a task of its own."""
-        watch = asyncio.ensure_future(super().Watch(request, context))
-        self._watches.add(watch)
-        try:
-            await asyncio.wait([watch])
-        finally:
-            self._watches.discard(watch)
-            watch.cancel()
-        if not watch.cancelled():
-            watch.result()
-
-    def end_watches(self) -> None:
-        """Ends all watches under way, with status OK: clients then watch another server."""
-        for watch in self._watches:
-            watch.cancel()
-
-
-def _status(is_ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
-    return _SERVING if is_ready else _NOT_SERVING
+def _status(is_ready: bool) -> Status:
+    return SERVING if is_ready else NOT_SERVING
