@@ -34,9 +34,11 @@ IN_FLIGHT = 6
 CALLS_PER_CONNECTION = 250
 WARM_REQUESTS = 32_000
 """
-What a server holds after so many is what it is compared with: until then caches fill, and the memory that it takes from
-the system at busy moments comes to what it needs.
+What a server holds after so many is what it is compared with: until then caches fill, pools of threads come to their
+sizes, and the memory taken at the busiest moments comes to what it needs. To be there soon these requests come at
+WARM_TIMES as many at a time.
 """
+WARM_TIMES = 2
 _MOST_WARM = 0.75
 """Of fewer requests in all, this share."""
 LOOKS = 12
@@ -83,8 +85,8 @@ def look_at_rest(server: ServingProcess, first: Held | None = None) -> Held:
     return held
 
 
-async def send(target: str, requests: int, random: Random, outcomes: "Counter[str]") -> None:
-    """So many requests, over CONNECTIONS at a time, each for CALLS_PER_CONNECTION calls."""
+async def send(target: str, requests: int, random: Random, outcomes: "Counter[str]", *, times: int = 1) -> None:
+    """So many requests, over `times` CONNECTIONS at a time, each for CALLS_PER_CONNECTION calls."""
     sent = 0
 
     async def keep_connecting() -> None:
@@ -101,9 +103,9 @@ async def send(target: str, requests: int, random: Random, outcomes: "Counter[st
 
             async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
                 caller = Caller(channel, random, outcomes)
-                await asyncio.gather(*(keep_calling(caller) for _ in range(IN_FLIGHT)))
+                await asyncio.gather(*(keep_calling(caller) for _ in range(times * IN_FLIGHT)))
 
-    await asyncio.gather(*(keep_connecting() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(keep_connecting() for _ in range(times * CONNECTIONS)))
 
 
 def soak(requests: int, seed: int, folder: Path) -> dict[str, float]:
@@ -117,7 +119,7 @@ def soak(requests: int, seed: int, folder: Path) -> dict[str, float]:
     started_at = time.monotonic()
     with serve(repository, "--log-level", "error") as server:
         warm = min(WARM_REQUESTS, round(requests * _MOST_WARM))
-        uvloop.run(send(server.target, warm, random, outcomes))
+        uvloop.run(send(server.target, warm, random, outcomes, times=WARM_TIMES))
         first = look_at_rest(server)
         print(f"after {warm:,} requests: {first}", flush=True)
         looks: list[Held] = []
