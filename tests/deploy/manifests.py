@@ -80,6 +80,13 @@ def only(resources: tuple[Manifest, ...], kind: str, name_ends: str = "") -> Man
     return found
 
 
+def options_of_the_schema() -> dict[str, dict[str, Any]]:
+    """What the chart's schema says of each of `server.options`."""
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = schema["properties"]["server"]["properties"]["options"]["properties"]
+    return found
+
+
 def pod_of(resources: tuple[Manifest, ...]) -> Manifest:
     """The pod's spec in the Deployment."""
     spec: Manifest = only(resources, "Deployment")["spec"]["template"]["spec"]

@@ -13,6 +13,7 @@ from tests.deploy.manifests import (
     VALUES,
     VERSIONS,
     only,
+    options_of_the_schema,
     pod_of,
     rendered,
     rendered_with,
@@ -92,6 +93,19 @@ def test_a_wrong_value_is_refused_by_the_schema_and_named(values: dict[str, obje
         ({"tls": {"enabled": True, "secretName": "x"}, "probes": {"readinessService": "x"}}, "speaks no TLS"),
         ({"autoscaling": {"kind": "hpa", "queuedTokens": None}}, "set queuedTokens or waitingRequests"),
         ({"autoscaling": {"kind": "keda", "minReplicas": 9}}, "minReplicas is above maxReplicas"),
+        ({"service": {"type": "LoadBalancer"}}, "set tls.enabled, or service.allowPlainText"),
+        ({"service": {"type": "NodePort"}}, "set tls.enabled, or service.allowPlainText"),
+        ({"cache": {"config": "redis,host=redis"}}, "cache.config needs more"),
+        ({"server": {"options": {"otlp-endpoint": "http://c:4317"}}}, "server.options.otlp-endpoint needs more"),
+        ({"pull": {"endpoint": "http://mirror:8080"}}, "pull.endpoint needs more"),
+        ({"pull": {"endpoint": "http://mirror"}}, "pull.endpoint needs more"),
+        ({"server": {"extraArgs": ["--drain-grace-s=600"]}}, "the chart gives --drain-grace-s itself"),
+        ({"server": {"extraArgs": ["--drain-grace-s", "600"]}}, "the chart gives --drain-grace-s itself"),
+        ({"server": {"extraArgs": ["--no-allow-insecure"]}}, "the chart gives --no-allow-insecure itself"),
+        (
+            {"models": [{"source": "m3-mini", "name": name, "version": 1} for name in ("a.b", "a-b")]},
+            '"a.b" and "a-b" would both be named pull-a-b',
+        ),
     ],
     ids=str,
 )
@@ -99,6 +113,44 @@ def test_values_that_do_not_go_together_are_refused_with_the_reason(values: dict
     done = template(values)
     assert done.code != 0
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"service": {"type": "NodePort", "allowPlainText": True}},
+        {"cache": {"config": "redis,host=redis"}, "networkPolicy": {"egress": [{"ports": [{"port": 6379}]}]}},
+        {"cache": {"config": "redis,host=redis"}, "networkPolicy": {"enabled": False}},
+        {"cache": {"config": "local,size=1048576"}},
+        {"pull": {"endpoint": "https://mirror/hub"}},
+        {"pull": {"endpoint": "http://mirror:443"}},
+    ],
+    ids=str,
+)
+def test_what_was_allowed_or_needs_no_more_is_taken(values: dict[str, object]) -> None:
+    rendered_with(**values)
+
+
+def test_every_argument_that_the_chart_gives_is_refused_among_the_extra_ones() -> None:
+    given = {each.partition("=")[0] for values in VALUES for each in server_of(rendered(values))["args"][1:]}
+    options = options_of_the_schema()
+    for name in given:
+        if name.removeprefix("--").removeprefix("no-") not in {*options, "load-model", "repository-poll-secs"}:
+            assert "the chart gives" in template({"server": {"extraArgs": [name]}}).err, name
+
+
+@by_values
+def test_the_metrics_stay_inside_the_cluster(values: Path) -> None:
+    services = [each["spec"] for each in rendered(values) if each["kind"] == "Service"]
+    [metrics] = [each for each in services if "metrics" in [port["name"] for port in each["ports"]]]
+    assert metrics["type"] == "ClusterIP"
+    assert len(metrics["ports"]) == 1
+
+
+@by_values
+def test_the_kubelet_takes_no_connection_of_the_grpc_port_unless_a_model_is_named(values: Path) -> None:
+    probe = server_of(rendered(values))["readinessProbe"]
+    assert "httpGet" in probe or probe["grpc"]["service"]
 
 
 def test_the_schema_knows_every_value_that_there_is() -> None:

@@ -142,6 +142,12 @@ def test_files_of_the_arguments_are_mounted_and_those_that_change_as_whole_direc
 
 
 @everywhere
+def test_the_pod_sees_of_the_authorities_secret_the_certificates_alone(source: Path) -> None:
+    for volume in (each for each in pod_of(rendered(source))["volumes"] if each["name"] == "client-ca"):
+        assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+
+@everywhere
 def test_the_pod_keeps_to_the_restricted_standard(source: Path) -> None:
     resources = rendered(source)
     pod = pod_of(resources)

@@ -56,14 +56,25 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{- /* The container that pulls a model, by the model's name. */}}
+{{- define "trivec.pullName" -}}
+pull-{{ . | lower | replace "." "-" | replace "_" "-" | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
 {{- /* What the schema cannot tell. */}}
 {{- define "trivec.check" -}}
 {{- $names := list }}
+{{- $pulls := dict }}
 {{- range .Values.models }}
+{{- $pull := include "trivec.pullName" .name }}
 {{- if has .name $names }}{{ fail (printf "models: two are named %q; give each a name of its own" .name) }}{{ end }}
 {{- if and (eq .source "m3-mini") .revision }}{{ fail "models: m3-mini has no revisions: leave `revision` empty" }}{{ end }}
+{{- if hasKey $pulls $pull }}{{ fail (printf "models: the containers that pull %q and %q would both be named %s; rename one" (get $pulls $pull) .name $pull) }}{{ end }}
 {{- $names = append $names .name }}
+{{- $_ := set $pulls $pull .name }}
 {{- end }}
+{{- include "trivec.checkArguments" . }}
+{{- include "trivec.checkNetwork" . }}
 {{- if and (eq .Values.server.modelControlMode "explicit") (not .Values.management.enabled) }}
 {{- fail "server.modelControlMode: explicit loads models by calls of management: set management.enabled" }}
 {{- end }}
@@ -72,5 +83,35 @@ capabilities:
 {{- end }}
 {{- if and (not .Values.models) (not .Values.bucket.enabled) (or (eq .Values.storage.kind "emptyDir") (not .Values.storage.claim.existingName)) }}
 {{- fail "models is empty, and nothing else fills the repository: enable `bucket`, or name a filled storage.claim.existingName" }}
+{{- end }}
+{{- end }}
+
+{{- /* An argument that is given twice counts as the later one, and what else the chart makes of it would not fit. */}}
+{{- define "trivec.checkArguments" -}}
+{{- $own := list "model-repository" "model-control-mode" "default-model" "host" "grpc-port" "metrics-host" "metrics-port" "drain-pause-s" "drain-grace-s" "tls-certificate" "tls-private-key" "tls-client-ca" "allow-insecure" "access-file" "management" "management-host" "management-port" "cache-config" }}
+{{- range .Values.server.extraArgs }}
+{{- $name := regexFind "^--[a-z0-9-]+" . | trimPrefix "--" }}
+{{- if has ($name | trimPrefix "no-") $own }}
+{{- fail (printf "server.extraArgs: the chart gives --%s itself; set the value for it (drain, tls, access, management, cache, server)" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Who is let in, and what the pods must reach. */}}
+{{- define "trivec.checkNetwork" -}}
+{{- if and (ne .Values.service.type "ClusterIP") (not .Values.tls.enabled) (not .Values.service.allowPlainText) }}
+{{- fail (printf "service.type: %s lets in callers from outside the cluster, in plain text: set tls.enabled, or service.allowPlainText where the balancer ends TLS" .Values.service.type) }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) }}
+{{- $wants := list }}
+{{- if hasPrefix "redis," .Values.cache.config }}{{ $wants = append $wants "cache.config" }}{{ end }}
+{{- if hasKey .Values.server.options "otlp-endpoint" }}{{ $wants = append $wants "server.options.otlp-endpoint" }}{{ end }}
+{{- with .Values.pull.endpoint }}
+{{- $port := regexFind ":[0-9]+" (urlParse .).host }}
+{{- if and $.Values.models (or (and $port (ne $port ":443")) (and (not $port) (hasPrefix "http:" .))) }}{{ $wants = append $wants "pull.endpoint" }}{{ end }}
+{{- end }}
+{{- with $wants }}
+{{- fail (printf "networkPolicy: pods may reach DNS and port 443 alone, and %s needs more: name it in networkPolicy.egress" (join ", " .)) }}
+{{- end }}
 {{- end }}
 {{- end }}

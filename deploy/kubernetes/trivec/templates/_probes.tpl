@@ -4,15 +4,15 @@ Three questions, three answers:
 - startup: is the first loading over, and does every model serve? Until then the other two are not asked, so a load may
   take minutes. A model that cannot be loaded keeps new pods from replacing those that still serve it
   (server.options.strict-readiness=false: does not). Past probes.startupTimeoutSeconds the container is started anew.
-- readiness: does the gRPC port serve a model now? No while the server drains, or while every engine is being built anew.
-  A no takes the pod out of the Services and never restarts it.
+- readiness: does every model serve now? No while the server drains, or while the engines of a model are all being built
+  anew. A no takes the pod out of the Services and never restarts it.
 - liveness: does the process still answer? Not whether models serve or how busy it is: a restart would mend neither.
 
-The kubelet's gRPC probe speaks no TLS: with it the metrics port is asked for readiness, too. And `explicit` with nothing to
-load serves no model yet, but is ready for the calls that load some.
+All are asked on the metrics port: on the gRPC port the kubelet would be one more caller, refused at --max-connections,
+and a pod that serves thousands would be taken out and leave its load to the next. Also, the kubelet's gRPC probe speaks no
+TLS. probes.readinessService asks for one model there all the same.
 */}}
 {{- define "trivec.probes" -}}
-{{- $waits := and (eq .Values.server.modelControlMode "explicit") (not .Values.server.loadModels) (not .Values.probes.readinessService) -}}
 startupProbe:
   httpGet:
     path: /v2/health/ready
@@ -21,16 +21,14 @@ startupProbe:
   timeoutSeconds: 3
   failureThreshold: {{ ceil (divf .Values.probes.startupTimeoutSeconds 5) | int }}
 readinessProbe:
-  {{- if or .Values.tls.enabled $waits }}
+  {{- with .Values.probes.readinessService }}
+  grpc:
+    port: 8001
+    service: {{ . | quote }}
+  {{- else }}
   httpGet:
     path: /v2/health/ready
     port: metrics
-  {{- else }}
-  grpc:
-    port: 8001
-    {{- with .Values.probes.readinessService }}
-    service: {{ . | quote }}
-    {{- end }}
   {{- end }}
   periodSeconds: 3
   timeoutSeconds: 3

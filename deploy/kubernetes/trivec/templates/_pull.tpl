@@ -19,7 +19,7 @@
       mountPath: /tmp
 {{- end }}
 {{- range .Values.models }}
-- name: pull-{{ .name | lower | replace "." "-" | replace "_" "-" | trunc 50 | trimSuffix "-" }}
+- name: {{ include "trivec.pullName" .name }}
   image: {{ include "trivec.image" $ }}
   imagePullPolicy: {{ $.Values.image.pullPolicy }}
   # A version is moved into place when it is complete, its manifest with it: who finds that needs no hub, so that pods
