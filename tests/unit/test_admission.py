@@ -236,3 +236,46 @@ def test_a_slower_engine_is_noticed() -> None:
     before = node.backlog.seconds_per_token
     assert before is not None
     assert before > 0.03
+
+
+def worked_off(backlog: Backlog, batches: int, *, left_work: bool) -> None:
+    """Batches of 1000 tokens at 10 microseconds each."""
+    for _ in range(batches):
+        backlog.learn(1000, 0.01, left_work=left_work)
+
+
+def test_one_batch_that_stood_still_hardly_changes_the_estimate() -> None:
+    backlog = Backlog()
+    worked_off(backlog, 100, left_work=True)
+    backlog.learn(1000, 30.0, left_work=False)
+    assert backlog.seconds_per_token is not None
+    assert backlog.seconds_per_token < 2e-5
+    assert backlog.batch_s < 0.05
+
+
+def test_batches_of_a_server_without_a_queue_mend_an_estimate_that_is_too_slow() -> None:
+    backlog = Backlog()
+    backlog.learn(8, 2.0, left_work=False)
+    worked_off(backlog, 1, left_work=False)
+    assert backlog.seconds_per_token is not None
+    assert backlog.seconds_per_token < 5e-5
+    worked_off(backlog, 40, left_work=False)
+    assert backlog.seconds_per_token < 1.1e-5
+    assert backlog.batch_s < 0.02
+
+
+def test_an_engine_that_has_become_slow_is_known_soon() -> None:
+    backlog = Backlog()
+    worked_off(backlog, 100, left_work=True)
+    for _ in range(20):
+        backlog.learn(1000, 1.0, left_work=True)
+    assert backlog.seconds_per_token is not None
+    assert backlog.seconds_per_token > 0.5e-3
+
+
+def test_a_small_batch_without_more_work_says_nothing_of_slowness() -> None:
+    backlog = Backlog()
+    worked_off(backlog, 100, left_work=True)
+    for _ in range(100):
+        backlog.learn(10, 0.01, left_work=False)
+    assert backlog.seconds_per_token == pytest.approx(1e-5)

@@ -2,9 +2,10 @@
 How long a request would have to wait: the work that is ahead of it in the queue, and how fast the engines have lately
 done such work.
 
-Only batches tell of speed that had more work behind them, or ran for long: a small batch on a fast engine takes as long
-as one with ten times its tokens, and would have a queue look ten times as slow as it is. Until one has run, nothing is
-known and nothing is said.
+Only batches tell of slowness that had more work behind them, or ran for long: a small batch on a fast engine takes as
+long as one with ten times its tokens, and would have a queue look ten times as slow as it is. Until one has run,
+nothing is known and nothing is said. Any batch tells of speed: what was done faster than expected can be done so. One
+batch that stood still, with the machine or while the engine compiled, counts no more than one that was slow.
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from trivec_server.serving.ticket import Pending, TicketT
 _TELLING_S = 0.25
 """A batch of so long a time is no matter of fixed costs."""
 _MEMORY = 0.9
+_MOST_SLOWER = 4.0
+"""A batch counts as at most so many times slower than expected, and the estimate is at most so many times its."""
 
 
 class Backlog:
@@ -48,11 +51,24 @@ class Backlog:
 
     def learn(self, tokens: int, compute_s: float, *, left_work: bool) -> None:
         """Takes in how long a batch ran. `left_work`: there was more to do than went into it."""
-        if not (left_work or compute_s >= _TELLING_S):
+        if tokens <= 0:
             return
+        expected_s = (self.seconds_per_token or 0.0) * tokens
+        if not (left_work or compute_s >= _TELLING_S or compute_s < expected_s):
+            return
+        if expected_s:
+            compute_s = min(compute_s, expected_s * _MOST_SLOWER)
+            if compute_s:
+                self._forget_slowness(expected_s / compute_s / _MOST_SLOWER)
         self._measured_s = self._measured_s * _MEMORY + compute_s
         self._measured_tokens = self._measured_tokens * _MEMORY + tokens
         self._measured_s2 = self._measured_s2 * _MEMORY + compute_s * compute_s
+
+    def _forget_slowness(self, factor: float) -> None:
+        """What is known was so many times too slow; of a factor below 1 nothing follows."""
+        if factor > 1:
+            self._measured_s /= factor
+            self._measured_s2 /= factor * factor
 
     @property
     def seconds_per_token(self) -> float | None:
