@@ -131,7 +131,7 @@ def test_an_overload_of_all_nodes_by_kserve_is_not_multiplied(tmp_path: Path, re
             with pytest.raises(grpc.RpcError) as raised:
                 call(b"", timeout=TIMEOUT_S)
             assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert reason in [each.value for each in raised.value.trailing_metadata() if each.key == REASON_KEY]
+            assert reason in str(raised.value.trailing_metadata())
     assert sum(node.calls for node in nodes) == 10 * attempts
 
 
