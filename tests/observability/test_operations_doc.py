@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.observability.monitoring import BINARIES, DEPLOY, ROOT
 
@@ -137,6 +138,27 @@ def test_a_model_is_upgraded_and_rolled_back_on_both_nodes(printed: Mapping[str,
 
 def test_every_block_printed_no_error_of_a_shell(printed: Mapping[str, str]) -> None:
     assert not [part for part in printed.values() if re.search(r"command not found|No such file", part)]
+
+
+def test_the_rules_become_resources_of_the_prometheus_operator(tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    (tmp_path / "fleet").mkdir()
+    (block,) = [block for block in BLOCKS if "PrometheusRule" in block]
+    subprocess.run(["bash", "-e", "-u", "-o", "pipefail", "-c", block], cwd=tmp_path, check=True)
+    made = list(yaml.safe_load_all((tmp_path / "fleet" / "prometheus-rules.yaml").read_text(encoding="utf-8")))
+    assert {each["kind"] for each in made} == {"PrometheusRule"}
+    for resource in made:
+        name = resource["metadata"]["name"].removeprefix("trivec-")
+        rules = DEPLOY / "prometheus" / "rules" / f"{name}.yml"
+        assert resource["spec"] == yaml.safe_load(rules.read_text(encoding="utf-8"))
+
+
+def test_the_journal_is_the_unit_s_own() -> None:
+    unit = (DEPLOY / "systemd" / "trivec.service").read_text(encoding="utf-8")
+    (namespace,) = re.findall(r"^LogNamespace=(\w+)$", unit, re.MULTILINE)
+    asked = re.findall(r"journalctl[^`\n]*", DOCUMENT)
+    assert asked
+    assert all(f"--namespace={namespace}" in command for command in asked)
 
 
 def test_no_command_stands_outside_of_the_blocks() -> None:
