@@ -29,7 +29,7 @@ class Window:
     """
     When an event was under way: from `starts_at` to `whole_at`, when the cluster was whole again, and SETTLE_S more.
 
-    `faults`: the instants at which something was done to a node. `generation`: the one that answers all calls from
+    `kills`: from when to when a node was being killed. `generation`: the one that answers all calls from
     `whole_at` on, after an upgrade.
     """
 
@@ -37,7 +37,7 @@ class Window:
     quiet_from: float
     starts_at: float
     whole_at: float
-    faults: tuple[float, ...]
+    kills: tuple[tuple[float, float], ...]
     generation: int | None = None
 
     @property
@@ -53,24 +53,26 @@ class Stage:
     model: SmallModel
     rate: float
     windows: list[Window] = field(default_factory=list)
-    _faults: list[float] = field(default_factory=list)
+    _kills: list[tuple[float, float]] = field(default_factory=list)
 
-    def fault(self) -> None:
-        """Notes that something is done to a node now."""
-        self._faults.append(time.monotonic())
+    def kill(self, node: Node) -> None:
+        """Kills a node, and notes from when to when: its connections end in between."""
+        begins_at = time.monotonic()
+        node.kill()
+        self._kills.append((begins_at, time.monotonic()))
 
     @contextmanager
     def window(self, event: str, *, changes_model: bool = False) -> Iterator[None]:
         """An event, after a quiet time and before one."""
         quiet_from = time.monotonic()
         time.sleep(BEFORE_S)
-        self._faults = []
+        self._kills = []
         starts_at = time.monotonic()
         yield
         whole_at = time.monotonic()
         generation = self.model.generation if changes_model else None
         time.sleep(SETTLE_S)
-        self.windows.append(Window(event, quiet_from, starts_at, whole_at, tuple(self._faults), generation))
+        self.windows.append(Window(event, quiet_from, starts_at, whole_at, tuple(self._kills), generation))
 
 
 def kill(stage: Stage) -> None:
@@ -81,8 +83,7 @@ def kill(stage: Stage) -> None:
         while turn == 0 or (time.monotonic() - quiet_from) * stage.rate < KILL_CALLS:
             node = stage.nodes[turn % len(stage.nodes)]
             turn += 1
-            stage.fault()
-            node.kill()
+            stage.kill(node)
             time.sleep(DOWN_S)
             node.start()
             node.wait_ready()
@@ -93,7 +94,6 @@ def hang(stage: Stage) -> None:
     """SIGSTOP, for longer than a call's deadline, and SIGCONT."""
     node = stage.nodes[0]
     with stage.window("hang"):
-        stage.fault()
         node.hang()
         time.sleep(HANG_S)
         node.resume()
@@ -114,7 +114,6 @@ def rolling(stage: Stage) -> None:
 
 
 def _restart(stage: Stage, node: Node) -> None:
-    stage.fault()
     code = node.stop()
     if code != 0:
         raise SystemExit(f"{node.name} ended with {code} after SIGTERM")
@@ -125,7 +124,6 @@ def _restart(stage: Stage, node: Node) -> None:
 def upgrade(stage: Stage) -> None:
     """A new version in the repository that all nodes watch."""
     with stage.window("upgrade", changes_model=True):
-        stage.fault()
         stage.model.publish()
         gives_up_at = time.monotonic() + UPGRADE_TIMEOUT_S
         while not all(node.serves_version(stage.model.version) for node in stage.nodes):
@@ -157,7 +155,7 @@ def figures(way: str, calls: Calls, windows: list[Window], usual_p99_s: float) -
         found[f"calls_{way}_{window.event}"] = len(whole)
         found[f"retried_{way}_{window.event}"] = whole.retried
         if window.event == "kill":
-            found[f"inflight_{way}_kill"] = _lost_in_flight(whole, window.faults)
+            found[f"inflight_{way}_kill"] = _lost_in_flight(whole, window.kills)
         else:
             found[f"p99_{way}_{window.event}"] = during.percentile_s(99) / usual_p99_s
         if window.generation is not None:
@@ -168,10 +166,10 @@ def figures(way: str, calls: Calls, windows: list[Window], usual_p99_s: float) -
     return found
 
 
-def _lost_in_flight(calls: Calls, faults: tuple[float, ...]) -> int:
-    """Lost calls that were under way when a node was killed: due before, and ended after it."""
+def _lost_in_flight(calls: Calls, kills: tuple[tuple[float, float], ...]) -> int:
+    """Lost calls that were under way while a node was killed."""
     ends = calls.scheduled + calls.latency_s
     under_way = np.zeros(len(calls), np.bool_)
-    for fault in faults:
-        under_way |= (calls.scheduled <= fault) & (ends >= fault)
+    for begins_at, ends_at in kills:
+        under_way |= (calls.scheduled <= ends_at) & (ends >= begins_at)
     return int((under_way & (calls.outcome != Outcome.ANSWERED)).sum())

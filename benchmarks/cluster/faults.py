@@ -16,9 +16,13 @@ IN_FLIGHT = 32
 WARM_S = 2.0
 CAPACITY_S = 4.0
 BALANCE_S = 8.0
-_ATTEMPT_SHARE = 3
-"""A try that takes so many times the usual p99 is sent again, as docs/client.md advises."""
-_SHORTEST_ATTEMPT_S = 0.2
+_ATTEMPT_SHARE = 1.5
+"""
+A try that takes so many times the usual p99 is sent again. Every third of those goes to the node that hangs again, and
+every third of these: three tries are to be less than five times the usual p99.
+"""
+_SHORTEST_ATTEMPT_S = 0.15
+"""Longer than nginx tries to connect: only what fails by itself tells nginx that a node is gone."""
 
 POLLING = (
     *("--model-control-mode", "poll"),
