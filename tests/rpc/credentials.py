@@ -62,21 +62,25 @@ class Authority:
         path.write_bytes(self.pem)
         return path
 
-    def server(self, *, client_ca: Path | None = None, days: float = 365) -> TlsSettings:
+    def server(
+        self, *, client_ca: Path | None = None, days: float = 365, begins: datetime | None = None
+    ) -> TlsSettings:
         """Writes a server's pair, the certificate first."""
-        pair = self.pair(days=days)
+        pair = self.pair(days=days, begins=begins)
         certificate, key = self.directory / "server.pem", self.directory / "server.key"
         _replace(certificate, pair.certificate)
         _replace(key, pair.key)
         return TlsSettings(certificate=certificate, private_key=key, client_ca=client_ca)
 
-    def pair(self, *names: str, common_name: str | None = None, days: float = 365) -> "Pair":
-        """A pair that ends in so many days; in less than 0 it has ended."""
+    def pair(
+        self, *names: str, common_name: str | None = None, days: float = 365, begins: datetime | None = None
+    ) -> "Pair":
+        """A pair that ends in so many days; in less than 0 it has ended. It has begun long ago unless that is given."""
         now = datetime.now(UTC).replace(tzinfo=None)
         issued = self.authority.issue_cert(
             *(names or ("localhost", "127.0.0.1")),
             common_name=common_name,
-            not_before=now - timedelta(days=1000),
+            not_before=now - timedelta(days=1000) if begins is None else begins.replace(tzinfo=None),
             not_after=now + timedelta(days=days),
         )
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)

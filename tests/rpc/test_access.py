@@ -259,6 +259,12 @@ async def reloads(server: RunningServer, result: str, count: int) -> None:
     await until(lambda: server.metric("trivec_access_reloads_total", result=result) == count)
 
 
+async def test_a_call_with_several_tokens_is_refused_whichever_comes_first(server: RunningServer) -> None:
+    good, bad = authorization(token_of("reader")), authorization("wrong")
+    for metadata in (good + bad, bad + good, good + good):
+        assert await code_of(call_embed(server, metadata)) is UNAUTHENTICATED
+
+
 async def test_a_changed_file_holds_from_then_on(file: AccessFile, server: RunningServer) -> None:
     await call_embed(server, authorization(token_of("reader")))
     file.write(newcomer={})

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
@@ -265,3 +266,77 @@ async def test_files_that_cannot_serve_are_named_at_the_start(tmp_path: Path, au
     assert "holds no certificate that can be read" in await refusal_at_start(tmp_path / "4", wrong)
     ended = authority.server(days=-1)
     assert "ended at" in await refusal_at_start(tmp_path / "5", ended)
+
+
+KEY_OF_A_CURVE_THAT_IS_NOT_SUPPORTED = b"""-----BEGIN EC PRIVATE KEY-----
+MD4CAQEEDqlqwsTAXcQfjpwtz4zOoAcGBSuBBAAGoSADHgAEssK6RFd9XGhKQCPM
+jIsqMOkBjaIhPEeUOIT3bw==
+-----END EC PRIVATE KEY-----
+"""
+
+
+async def test_a_key_of_a_kind_that_is_not_supported_is_refused_and_a_good_one_is_taken_up_after_it(
+    tmp_path: Path, authority: Authority
+) -> None:
+    tls = authority.server()
+    async with serving(tmp_path, tls) as server:
+        tls.private_key.write_bytes(KEY_OF_A_CURVE_THAT_IS_NOT_SUPPORTED)
+        await reloads(server, "failure", 1)
+        authority.server()
+        await reloads(server, "success", 1)
+        await embed(server, authority)
+
+
+async def test_a_start_with_a_key_of_a_kind_that_is_not_supported_says_so(tmp_path: Path, authority: Authority) -> None:
+    tls = authority.server()
+    tls.private_key.write_bytes(KEY_OF_A_CURVE_THAT_IS_NOT_SUPPORTED)
+    with pytest.raises(SecurityFileError, match="not supported"):
+        async with serving(tmp_path, tls):
+            pass
+
+
+async def test_a_certificate_that_is_yet_to_begin_is_refused_once_and_taken_up_when_it_has(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tls = authority.server()
+    clock = SlowClock()
+    async with serving(tmp_path, tls) as server:
+        monkeypatch.setattr("trivec_server.transport.tls.datetime", clock)
+        authority.server(begins=datetime.now(UTC) - timedelta(hours=1))
+        await reloads(server, "failure", 1)
+        looks = clock.looks
+        await until(lambda: clock.looks > looks + 5)
+        assert server.metric("trivec_certificate_reloads_total", result="failure") == 1
+        clock.behind = timedelta()
+        await reloads(server, "success", 1)
+    written = capfd.readouterr()
+    assert (written.out + written.err).count("changed certificate refused") == 1
+
+
+class SlowClock:
+    """In place of `datetime`: a machine's clock that is a day behind."""
+
+    def __init__(self) -> None:
+        self.behind = timedelta(days=1)
+        self.looks = 0
+
+    def now(self, zone: timezone) -> datetime:
+        self.looks += 1
+        return datetime.now(zone) - self.behind
+
+    def fromtimestamp(self, timestamp: float, zone: timezone) -> datetime:
+        return datetime.fromtimestamp(timestamp, zone)
+
+
+async def test_a_certificate_behind_the_first_that_has_ended_is_warned_of_and_no_more(
+    tmp_path: Path, authority: Authority, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tls = authority.server(days=100)
+    ended = authority.pair(days=-1)
+    tls.certificate.write_bytes(tls.certificate.read_bytes() + ended.certificate)
+    async with serving(tmp_path, tls) as server:
+        await embed(server, authority)
+        shown = server.metric("trivec_certificate_expiry_timestamp_seconds", certificate="server")
+        assert shown > time.time() + 99 * 24 * 3600
+    written = capfd.readouterr()
+    assert "certificate of no use" in written.out + written.err

@@ -181,9 +181,11 @@ class Access:
             return
         try:
             table = read_access_file(self._path, has_client_ca=self._has_client_ca)
-        except SecurityFileError as error:
-            _log.error("changed access file refused, the old one stays", reason=str(error))
-            self._metrics.access_reloaded(succeeded=False)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, it is looked at again
+            if self._files.refuse(str(error)):
+                surprise = None if isinstance(error, SecurityFileError) else error
+                _log.error("changed access file refused, the old one stays", reason=str(error), exc_info=surprise)
+                self._metrics.access_reloaded(succeeded=False)
             return
         if table.identities == self._table.identities:
             self._metrics.access_current(is_current=True)
@@ -199,10 +201,14 @@ class Access:
         _log.info("access file in use", file=str(self._path), identities=len(names))
 
     def _shown_token(self, context: CallContext) -> bytes | None:
+        found: str | None = None
         for key, value in context.invocation_metadata() or ():
             if key == _AUTHORIZATION and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
-                return token_digest(value[len(_SCHEME) :].strip())
-        return None
+                if found is not None:
+                    self._metrics.auth_failed(AuthFailure.UNKNOWN_CREDENTIALS)
+                    raise Unauthenticated("there are several tokens: send one `authorization: Bearer TOKEN`")
+                found = value
+        return None if found is None else token_digest(found[len(_SCHEME) :].strip())
 
     def _find(self, table: AccessTable, digest: bytes | None, names: frozenset[str]) -> Identity:
         identity = table.find(digest, names)

@@ -139,8 +139,12 @@ class Listener:
         while True:
             await asyncio.sleep(self._settings.security_look_s)
             for files in (self._certificates, self._access):
-                if files is not None:
+                if files is None:
+                    continue
+                try:
                     await asyncio.to_thread(files.look)
+                except Exception:  # noqa: BLE001 - without this task nothing would ever be taken up, or withdrawn
+                    _log.exception("files of certificates and tokens could not be looked at; that is tried again")
 
     def announce(self, record: VersionRecord) -> None:
         """Tells health watchers of a version's change of state."""

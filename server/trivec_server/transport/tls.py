@@ -8,6 +8,8 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from trivec_server.errors import SecurityFileError
@@ -26,11 +28,15 @@ _MEND_PAIR = "give --tls-certificate and --tls-private-key files that belong tog
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What the files hold. `expires_at`: when the first certificate of the chain ends, seconds since 1970."""
+    """
+    What the files hold. `expires_at`: when the first of the chain's certificates ends that have not yet, in seconds
+    since 1970. `doubts`: what is wrong with those that may not matter.
+    """
 
     configuration: grpc.ServerCertificateConfiguration
     expires_at: float
     digest: bytes
+    doubts: tuple[str, ...]
 
 
 class Certificates:
@@ -77,9 +83,11 @@ class Certificates:
     def _reload(self) -> None:
         try:
             pair = _read(self._settings)
-        except SecurityFileError as error:
-            _log.error("changed certificate refused, the old one stays", reason=str(error))
-            self._metrics.certificate_reloaded(succeeded=False)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the files, they are looked at again
+            if self._files.refuse(str(error)):
+                surprise = None if isinstance(error, SecurityFileError) else error
+                _log.error("changed certificate refused, the old one stays", reason=str(error), exc_info=surprise)
+                self._metrics.certificate_reloaded(succeeded=False)
             return
         if pair.digest == self._pair.digest:
             self._metrics.certificate_current(is_current=True)
@@ -97,6 +105,8 @@ class Certificates:
             ends=utc(self._pair.expires_at),
             client_certificates=self._settings.client_ca is not None,
         )
+        for doubt in self._pair.doubts:
+            _log.warning("certificate of no use", reason=doubt)
         self._warn_of_end()
 
     def _warn_of_end(self) -> None:
@@ -115,7 +125,7 @@ class Certificates:
 
 def certificate_end(settings: TlsSettings) -> float:
     """
-    Checks the files; gives when the first certificate of the chain ends, seconds since 1970.
+    Checks the files; gives when the first of the chain's certificates ends that have not yet, seconds since 1970.
 
     Raises:
         SecurityFileError: a file is missing, wrong or out of date.
@@ -133,13 +143,21 @@ def _read(settings: TlsSettings) -> _Pair:
     ca_pem = None if settings.client_ca is None else _bytes_of(settings.client_ca)
     chain = _certificates(settings.certificate, chain_pem)
     _check_key(settings, key_pem, chain[0])
-    _check_dates(settings.certificate, chain)
+    now = datetime.now(UTC)
+    fault = _fault_of_dates(settings.certificate, chain[0], now)
+    if fault is not None:
+        raise SecurityFileError(fault)
+    # Clients may not need those behind it: an old root, signed across, is often left there.
+    others = [(settings.certificate, certificate) for certificate in chain[1:]]
     if settings.client_ca is not None and ca_pem is not None:
-        _certificates(settings.client_ca, ca_pem)
+        others += [(settings.client_ca, certificate) for certificate in _certificates(settings.client_ca, ca_pem)]
+    faults = [_fault_of_dates(path, certificate, now) for path, certificate in others]
+    ends = [certificate.not_valid_after_utc for certificate in chain]
     return _Pair(
         grpc.ssl_server_certificate_configuration([(key_pem, chain_pem)], root_certificates=ca_pem),
-        min(certificate.not_valid_after_utc for certificate in chain).timestamp(),
+        min(end for end in ends if end > now).timestamp(),
         sha256(b"\0".join((chain_pem, key_pem, ca_pem or b""))).digest(),
+        tuple(fault for fault in faults if fault is not None),
     )
 
 
@@ -161,29 +179,40 @@ def _check_key(settings: TlsSettings, pem: bytes, certificate: x509.Certificate)
     path = settings.private_key
     try:
         key = load_pem_private_key(pem, None)
+        key_public = _public(key.public_key())
+    except UnsupportedAlgorithm as error:
+        raise SecurityFileError(f"{path}: the private key is of a kind that is not supported: {error}") from error
     except TypeError as error:
         raise SecurityFileError(f"{path}: the private key has a passphrase; write it without one") from error
     except ValueError as error:
         raise SecurityFileError(f"{path}: holds no private key that can be read; it must be PEM") from error
-    public = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*public) != certificate.public_key().public_bytes(*public):
+    try:
+        certified = _public(certificate.public_key())
+    except (UnsupportedAlgorithm, ValueError) as error:
+        raise SecurityFileError(
+            f"{settings.certificate}: the key of the first certificate is of a kind that is not supported: {error}"
+        ) from error
+    if key_public != certified:
         raise SecurityFileError(
             f"{path}: is not the private key of the first certificate in {settings.certificate}; {_MEND_PAIR}"
         )
 
 
-def _check_dates(path: Path, chain: list[x509.Certificate]) -> None:
-    now = datetime.now(UTC)
-    for certificate in chain:
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        name = certificate.subject.rfc4514_string() or "without a name"
-        if ends <= now:
-            raise SecurityFileError(f"{path}: the certificate {name} ended at {utc(ends.timestamp())}; renew it")
-        if begins > now:
-            raise SecurityFileError(
-                f"{path}: the certificate {name} begins at {utc(begins.timestamp())}, which is yet to come; look at "
-                "this machine's clock"
-            )
+def _public(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _fault_of_dates(path: Path, certificate: x509.Certificate, now: datetime) -> str | None:
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    name = certificate.subject.rfc4514_string() or "without a name"
+    if ends <= now:
+        return f"{path}: the certificate {name} ended at {utc(ends.timestamp())}; renew it"
+    if begins > now:
+        return (
+            f"{path}: the certificate {name} begins at {utc(begins.timestamp())}, which is yet to come; look at this "
+            "machine's clock"
+        )
+    return None
 
 
 def utc(timestamp: float) -> str:
