@@ -317,6 +317,39 @@ async def test_the_log_says_where_a_refused_call_came_from(
     assert re.search(r"peer=['\"]?ipv[46]:\S+:\d+", line)
 
 
+async def test_a_flood_of_calls_without_a_token_is_no_flood_of_lines(
+    server: RunningServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(100):
+        assert await code_of(call_embed(server, [])) is UNAUTHENTICATED
+    written = capfd.readouterr()
+    lines = [line for line in (written.out + written.err).splitlines() if "[info" in line and "UNAUTHENTICATED" in line]
+    assert 10 <= len(lines) <= 50
+
+
+@pytest.mark.parametrize("kind", ["EmbedStream", "ModelStreamInfer"])
+async def test_messages_of_a_stream_that_do_not_decode_are_logged_with_their_identity_and_count_in_its_rate(
+    file: AccessFile, server: RunningServer, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file.write(reader={"requests_per_s": 0.001, "burst": 3})
+    await reloads(server, "success", 1)
+    service = "trivec.v1.EmbeddingService" if kind == "EmbedStream" else SERVICE
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = server.channel.stream_stream(f"/{service}/{kind}")
+    call = method(metadata=authorization(token_of("reader")))
+    answers: list[bytes] = []
+    for _ in range(4):
+        await call.write(b"\xff\xff")
+        answer = await call.read()
+        assert isinstance(answer, bytes)
+        answers.append(answer)
+    assert [b"requests a second" in answer for answer in answers] == [False, False, True, True]
+    await call.done_writing()
+    written = capfd.readouterr()
+    lines = [line for line in (written.out + written.err).splitlines() if "INVALID_ARGUMENT" in line]
+    assert len(lines) == 2
+    assert all("identity=reader" in line for line in lines)
+
+
 @pytest.mark.parametrize("kind", ["EmbedStream", "ModelStreamInfer"])
 async def test_a_stream_ends_once_its_token_is_taken_out_of_the_file(
     file: AccessFile, server: RunningServer, kind: str
@@ -337,6 +370,20 @@ async def test_a_stream_ends_once_its_token_is_taken_out_of_the_file(
     file.write(newcomer={})
     await reloads(server, "success", 1)
     await call.write(raw)
+    assert await call.code() is UNAUTHENTICATED
+
+
+async def test_a_reflection_stream_ends_once_its_token_is_taken_out_of_the_file(
+    file: AccessFile, server: RunningServer
+) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    call = stub.ServerReflectionInfo(metadata=authorization(token_of("reader")))
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    await call.write(question)
+    assert await call.read() is not grpc.aio.EOF
+    file.write(newcomer={})
+    await reloads(server, "success", 1)
+    await call.write(question)
     assert await call.code() is UNAUTHENTICATED
 
 

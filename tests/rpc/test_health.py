@@ -185,3 +185,13 @@ async def test_an_unknown_method_is_unimplemented(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.ensure_future(method(b""))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_reflection_stream_without_questions_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    async with running_server(make_repository(tmp_path), Script()) as server:
+        stream = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo()
+        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert await stream.read() is not grpc.aio.EOF
+        async with asyncio.timeout(10):
+            await server.listener.stop(60)
+        assert await stream.code() is grpc.StatusCode.OK

@@ -32,6 +32,9 @@ _log = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 _REQUEST_ID_KEY = "x-request-id"
+_UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED.name
+_MOST_STRANGERS_LOGGED = 10
+"""Lines a second at level info for calls without good credentials; the others are for level debug."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class Call:
     """
     One call, or one message of a stream. `model` is set once it is known, for the metrics. `trace_parent` is the
     caller's `traceparent`; `trace` is None where calls are not traced, `caller` where nobody is asked who they are, and
-    in messages, which have no `context` either.
+    in messages, which have no `context` either, but know the name of their stream's `identity`.
     """
 
     method: str
@@ -50,6 +53,7 @@ class Call:
     trace_parent: str = ""
     trace: CallTrace | None = None
     caller: Caller | None = None
+    identity: str = ""
     context: Context | None = None
     has_entered: bool = False
 
@@ -91,6 +95,8 @@ class CallScope:
         # Unique over servers and restarts, and cheap: a counter behind a random start.
         self._id_prefix = secrets.token_hex(6)
         self._id_count = 0
+        self._strangers = 0
+        self._strangers_since = float("-inf")
 
     def open(self, method: str, context: Context) -> Call:
         """A call that begins now."""
@@ -167,6 +173,8 @@ class CallScope:
     def open_message(self, method: str, stream: Call) -> Call:
         """One message of a stream, which counts as a call of its own."""
         call = Call(method, self.next_id(), stream.deadline, time.monotonic(), trace_parent=stream.trace_parent)
+        if stream.caller is not None:
+            call.identity = stream.caller.identity.name
         if self._tracing is not None and stream.trace is not None:
             call.trace = self._tracing.begin_message(method, stream.trace)
         return call
@@ -200,8 +208,8 @@ class CallScope:
         log = _log.bind(request_id=call.request_id, method=call.method, model=call.model, code=status.code.name)
         if trace_id := call.trace_id:
             log = log.bind(trace_id=trace_id)
-        if call.caller is not None:
-            log = log.bind(identity=call.caller.identity.name)
+        if identity := call.identity if call.caller is None else call.caller.identity.name:
+            log = log.bind(identity=identity)
         if isinstance(error, Unauthenticated | PermissionDenied) and call.context is not None:
             # gRPC writes the brackets of an IPv6 address as %5B and %5D.
             log = log.bind(peer=unquote(call.context.peer()))
@@ -211,16 +219,26 @@ class CallScope:
             log.error("call failed", exc_info=error)
         elif isinstance(error, Overloaded):
             log.debug("call refused", reason=str(error))
+        elif isinstance(error, Unauthenticated) and self._is_flood():
+            log.debug("call failed", reason=status.rich.message)
         else:
             log.info("call failed", reason=status.rich.message)
         return status
 
+    def _is_flood(self) -> bool:
+        """Whether strangers have been logged often enough in this second: the metrics count them all."""
+        now = time.monotonic()
+        if now - self._strangers_since >= 1:
+            self._strangers_since, self._strangers = now, 0
+        self._strangers += 1
+        return self._strangers > _MOST_STRANGERS_LOGGED
+
     def close(self, call: Call, code: str) -> None:
-        """Counts a finished call; how busy the server is goes with its answer."""
+        """Counts a finished call; how busy the server is goes with its answer, but not to strangers."""
         self.release(call)
         if self._load_report is not None:
             self._load_report.count(call.model, code)
-            if call.context is not None:
+            if call.context is not None and code != _UNAUTHENTICATED:
                 call.context.set_trailing_metadata(self._load_report.trailing())
         self._metrics.request_finished(call.method, call.model, code, time.monotonic() - call.started_at)
         if call.trace is not None:

@@ -24,7 +24,7 @@ from trivec_server.transport.kserve.service import SERVICE_NAME as INFERENCE_SER
 from trivec_server.transport.kserve.service import InferenceService
 from trivec_server.transport.load_report import LoadReport
 from trivec_server.transport.management import ServedElsewhere
-from trivec_server.transport.reflection import add_reflection
+from trivec_server.transport.reflection import Reflection, add_reflection
 from trivec_server.transport.tracing import Tracing
 
 _log = get_logger(__name__)
@@ -70,6 +70,7 @@ class Listener:
             self._access = Access(settings.access_file, security, has_client_ca=has_client_ca)
         self._looking: asyncio.Future[None] | None = None
         self._health = Health(settings.limits, metrics)
+        self._reflections: list[Reflection] = []
         gate = Gate(self._access, main_port_rule(settings, is_loopback=is_loopback), security)
         report = LoadReport(registry.loads) if settings.load_report else None
         scope = CallScope(metrics, settings.limits, gate, tracing, report)
@@ -93,7 +94,7 @@ class Listener:
         server = grpc.aio.server(options=channel_options(self._settings))
         server.add_generic_rpc_handlers((self._health.handler(), *handlers))
         if self._settings.reflection:
-            add_reflection(server, (*names, HEALTH_SERVICE_NAME), scope)
+            self._reflections.append(add_reflection(server, (*names, HEALTH_SERVICE_NAME), scope))
         return server
 
     async def start(self) -> int:
@@ -171,6 +172,8 @@ class Listener:
         if grace_s:
             await self._wait_for_lull()
         self._health.end_watches()
+        for reflection in self._reflections:
+            reflection.end_all()
         self._service.end_streams()
         self._inference.stop()
         servers = [self._server] if self._management is None else [self._server, self._management]

@@ -195,6 +195,7 @@ class _StreamMessage:
             # An answer goes to the id of its request, also where the rest of the message cannot be read.
             readable_id = read_string(raw, pb.EmbedStreamRequest, "id")
             self._id = readable_id if len(readable_id.encode()) <= _MAX_ID_BYTES else ""
+            self._stream.scope.take_message(call)
             raise
         if len(self._wire.id.encode()) > _MAX_ID_BYTES:
             raise InvalidRequest("id", f"has {len(self._wire.id.encode())} bytes; at most {_MAX_ID_BYTES} are allowed")

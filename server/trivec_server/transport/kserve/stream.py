@@ -185,6 +185,7 @@ class _Message:
         except InvalidRequest:
             # An answer goes to the id of its request, also where the rest of the message cannot be read.
             self._id = read_string(raw, pb.ModelInferRequest, "id")
+            self._scope.take_message(stream)
             raise
         self._id, self._model = message.id, message.model_name
         self._scope.take_message(stream)
