@@ -209,14 +209,17 @@ class _Server:
         await asyncio.sleep(pause_s)
         ends_at = asyncio.get_running_loop().time() + self._settings.drain_grace_s
         await listener.stop(self._settings.drain_grace_s)
+        waits_for = "an engine is still at work, or being unloaded"
         try:
             async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + _CLOSE_S)):
                 await self._control.close()
+                waits_for = "the cache is still being closed"
                 await asyncio.to_thread(self._store.close)
+                waits_for = "spans are still being sent"
                 if self._tracing is not None:
                     await asyncio.to_thread(self._tracing.close)
         except TimeoutError:
-            _leave("an engine is still at work")
+            _leave(waits_for)
         _log.info("stopped")
 
 

@@ -218,3 +218,28 @@ def test_the_guide_says_of_every_call_what_it_needs() -> None:
     methods = {method.name for service in services for method in service.methods}
     assert told["management"] == set(MANAGING)
     assert told["infer"] - {"reflection"} == methods - (set(MANAGING) - {"LogSettings", "TraceSetting"})
+
+
+async def test_a_server_of_this_machine_warns_that_proxies_on_it_let_everybody_manage(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warning = "through a proxy on this machine that is everybody"
+    async with serving(tmp_path / "open"):
+        pass
+    written = capfd.readouterr()
+    assert warning in written.out + written.err
+    async with serving(tmp_path / "off", management=Management.OFF):
+        pass
+    written = capfd.readouterr()
+    assert warning not in written.out + written.err
+
+
+async def test_a_port_for_management_that_asks_for_certificates_warns_that_any_will_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(tmp_path)
+    tls = authority.server(client_ca=authority.file)
+    async with serving(tmp_path / "asks", management_port=0, management_host="0.0.0.0", tls=tls):  # noqa: S104
+        pass
+    written = capfd.readouterr()
+    assert "whoever has a certificate of the authority in --tls-client-ca" in written.out + written.err

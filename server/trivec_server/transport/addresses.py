@@ -5,7 +5,7 @@ from ipaddress import IPv6Address, ip_address
 
 from trivec_server.errors import CommandError
 from trivec_server.logs import get_logger
-from trivec_server.settings import ServeSettings
+from trivec_server.settings import ControlMode, Management, ServeSettings
 
 _log = get_logger(__name__)
 
@@ -43,14 +43,26 @@ def check_addresses(settings: ServeSettings) -> bool:
     if settings.access_file is not None and settings.tls is None and not is_local:
         _log.warning("tokens arrive as plain text: whoever is on the way can take them; TLS keeps them secret")
     if settings.management_port is not None:
-        is_within_reach = not _check_address(settings, settings.management_host, "--management-host")
-        if is_within_reach and (settings.tls is None or settings.tls.client_ca is None):
+        if not _check_address(settings, settings.management_host, "--management-host"):
+            asks = settings.tls is not None and settings.tls.client_ca is not None
+            who = "whoever has a certificate of the authority in --tls-client-ca and" if asks else "whoever"
             _log.warning(
-                "whoever reaches the management port may load and unload models: keep it within reach of few, or ask "
-                "for certificates with --tls-client-ca",
+                f"{who} reaches the management port may load and unload models, and the access file says nothing of "
+                "it: keep it within reach of few",
                 host=settings.management_host,
             )
+    elif is_local and settings.access_file is None and settings.management is not Management.OFF:
+        _warn_of_proxies(settings)
     return is_local
+
+
+def _warn_of_proxies(settings: ServeSettings) -> None:
+    if settings.model_control_mode is ControlMode.EXPLICIT:
+        _log.warning(
+            "whoever reaches this address may load and unload models; through a proxy on this machine that is everybody it "
+            "serves: then give --management off, --management-port or --access-file",
+            host=settings.host,
+        )
 
 
 def _check_address(settings: ServeSettings, host: str, flag: str) -> bool:
