@@ -223,7 +223,7 @@ def test_the_guide_says_of_every_call_what_it_needs() -> None:
 async def test_a_server_of_this_machine_warns_that_proxies_on_it_let_everybody_manage(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    warning = "through a proxy on this machine that is everybody"
+    warning = "through a proxy on this machine that is everybody it serves"
     async with serving(tmp_path / "open"):
         pass
     written = capfd.readouterr()

@@ -59,8 +59,8 @@ def check_addresses(settings: ServeSettings) -> bool:
 def _warn_of_proxies(settings: ServeSettings) -> None:
     if settings.model_control_mode is ControlMode.EXPLICIT:
         _log.warning(
-            "whoever reaches this address may load and unload models; through a proxy on this machine that is everybody it "
-            "serves: then give --management off, --management-port or --access-file",
+            "whoever reaches this address may load and unload models; through a proxy on this machine that is "
+            "everybody it serves: then give --management off, --management-port or --access-file",
             host=settings.host,
         )
 
