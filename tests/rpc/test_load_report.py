@@ -121,6 +121,18 @@ def test_what_is_reported_is_of_the_last_second() -> None:
     assert used < 0.01
 
 
+def test_a_burst_after_a_pause_is_not_averaged_over_the_pause() -> None:
+    node = Node()
+    node.pass_time(3600.0, idle=1.0)
+    node.report.measure()
+    used = []
+    for _ in range(4):
+        node.pass_time(0.1, idle=0.0)
+        used.append(node.report.measure().application)
+    assert used[2] > 0.9
+    assert used[3] > 0.9
+
+
 def test_calls_served_and_failed_are_counted_apart_and_those_for_no_model_are_no_load() -> None:
     node = Node()
     for model, code in (("m", "OK"), ("m", "INVALID_ARGUMENT"), ("m", "CANCELLED"), ("", "OK"), ("", "UNAVAILABLE")):

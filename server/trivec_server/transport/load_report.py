@@ -20,6 +20,8 @@ LOAD_REPORT_KEY = "endpoint-load-metrics-bin"
 
 _RENDER_EVERY_S = 0.1
 _WINDOW_S = 1.0
+_LEAST_WINDOW_S = 0.15
+_STALE_S = 2.0
 _LEAST_UTILIZATION = 0.001
 """gRPC takes 0 for a server that does not say."""
 _MOST_UTILIZATION = 100.0
@@ -100,7 +102,10 @@ class LoadReport:
         loads = self._loads()
         sample = self._sample(now, loads)
         samples = self._samples
-        while len(samples) > 1 and now - samples[1].at >= _WINDOW_S:
+        # After a pause the look before it says nothing of the burst that has begun since.
+        while len(samples) > 1 and now - samples[1].at >= (
+            _WINDOW_S if now - samples[0].at < _STALE_S else _LEAST_WINDOW_S
+        ):
             samples.popleft()
         before = samples[0]
         samples.append(sample)
