@@ -52,11 +52,50 @@ class Watch:
         assert isinstance(response, health_pb2.HealthCheckResponse)
         return int(response.status)
 
+    async def ended(self) -> grpc.StatusCode:
+        """How the watch ended, with nothing more said."""
+        assert await self._call.read() is grpc.aio.EOF
+        code = await self._call.code()
+        assert isinstance(code, grpc.StatusCode)
+        return code
+
 
 @pytest.mark.parametrize("name", ["", SERVICE, "small", "small/1"])
 async def test_every_name_is_serving_once_the_model_is_ready(tmp_path: Path, name: str) -> None:
     async with running_server(make_repository(tmp_path), Script()) as server:
         assert await check(server, name) == SERVING
+
+
+async def test_live_is_serving_before_a_model_is_ready_and_while_the_server_drains(tmp_path: Path) -> None:
+    script = Script()
+    script.building.clear()
+    async with loading_server(make_repository(tmp_path), script) as server, watching(server, "") as watch:
+        assert await watch.next() == NOT_SERVING
+        assert await check(server, "live") == SERVING
+        script.building.set()
+        assert await watch.next() == SERVING
+        server.listener.enter_drain()
+        assert await watch.next() == NOT_SERVING
+        assert await check(server, "live") == SERVING
+
+
+async def test_a_watcher_of_live_hears_of_no_drain_and_is_sent_away_with_the_others(tmp_path: Path) -> None:
+    async with running_server(make_repository(tmp_path), Script()) as server, watching(server, "live") as watch:
+        assert await watch.next() == SERVING
+        server.listener.enter_drain()
+        assert await check(server, "") == NOT_SERVING
+        async with asyncio.timeout(10):
+            await server.listener.stop(60)
+        assert await watch.ended() is grpc.StatusCode.OK
+
+
+async def test_a_model_that_is_called_live_does_not_change_what_the_name_means(tmp_path: Path) -> None:
+    script = Script()
+    script.building.clear()
+    async with loading_server(make_repository(tmp_path, "live"), script) as server:
+        assert await check(server, "live/1") == NOT_SERVING
+        assert await check(server, "live") == SERVING
+        script.building.set()
 
 
 @pytest.mark.parametrize("name", ["absent", "small/2", "small/", "/1", "trivec.v1"])

@@ -25,6 +25,11 @@ Status: TypeAlias = health_pb2.HealthCheckResponse.ServingStatus
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+LIVE = "live"
+"""
+The name that is SERVING for as long as it can be asked, whatever becomes of models and while the server drains: a probe
+of it that fails means that the process is stuck or gone. It is no model's, even if one is called so.
+"""
 HEALTH_SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _MAX_REQUEST_BYTES = 4096
@@ -38,7 +43,7 @@ class Health:
     """The status of each name, and who watches it. For the event loop; several servers may share it."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self._statuses: dict[str, Status] = {}
+        self._statuses: dict[str, Status] = {LIVE: SERVING}
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watches = 0
         self._watches_of: Counter[str] = Counter()
@@ -58,14 +63,14 @@ class Health:
         return grpc.method_handlers_generic_handler(HEALTH_SERVICE_NAME, handlers)
 
     def set(self, name: str, status: Status) -> None:
-        """A name's status from now on, unless the server drains."""
-        if not self._draining:
+        """A name's status from now on, unless the server drains. `LIVE` stays as it is."""
+        if not self._draining and name != LIVE:
             self._change(name, status)
 
     def enter_drain(self) -> None:
-        """Every name is NOT_SERVING from now on."""
+        """Every name but `LIVE` is NOT_SERVING from now on."""
         self._draining = True
-        for name in self._statuses:
+        for name in self._statuses.keys() - {LIVE}:
             self._change(name, NOT_SERVING)
 
     def end_watches(self) -> None:

@@ -38,7 +38,7 @@ _LULL_PATIENCE_S = 1.0
 class Listener:
     """
     Owns the port and the health of each name: "" and the services' are SERVING while a model is ready; a model's name
-    while one of its versions is; `model/version` while that version is.
+    while one of its versions is; `model/version` while that version is; "live" from the opening of the port to its end.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Listener:
 
     async def start(self) -> int:
         """
-        Opens the ports, with health NOT_SERVING; returns that of the services. `management_port` is the other one.
+        Opens the ports, with health NOT_SERVING but for "live"; returns that of the services. `management_port` is the
+        other one.
 
         Raises:
             CommandError: an address cannot be bound.
@@ -157,7 +158,7 @@ class Listener:
             self._health.set(name, _status(self._registry.any_ready))
 
     def enter_drain(self) -> None:
-        """Health says NOT_SERVING for every name from now on; calls are still accepted."""
+        """Health says NOT_SERVING for every name but "live" from now on; calls are still accepted."""
         self._inference.enter_drain()
         self._health.enter_drain()
 
