@@ -23,6 +23,9 @@ from tests.deploy.manifests import (
     validate,
 )
 
+TLS = {"enabled": True, "secretName": "x"}
+EXPLICIT = {"modelControlMode": "explicit"}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 by_values = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.name.removesuffix("-values.yaml"))
 
 
@@ -71,6 +74,8 @@ def test_strictly_means_that_an_unknown_field_is_refused() -> None:
         ({"gpu": {"enabled": True, "count": 0}}, "count"),
         ({"autoscaling": {"kind": "vpa"}}, "kind"),
         ({"drain": {"graceSeconds": "30s"}}, "graceSeconds"),
+        ({"probes": {"protocol": "tcp"}}, "protocol"),
+        ({"probes": {"readinessService": 1}}, "readinessService"),
         ({"resources": {"limits": {"memory": "8 GB"}}}, "memory"),
         ({"extraEnv": [{"nmae": "A", "value": "1"}]}, "extraEnv"),
     ],
@@ -90,7 +95,13 @@ def test_a_wrong_value_is_refused_by_the_schema_and_named(values: dict[str, obje
         ({"server": {"modelControlMode": "explicit"}}, "set management.enabled"),
         ({"models": []}, "nothing else fills the repository"),
         ({"models": [{"source": "m3-mini", "name": "x", "version": 1, "revision": "main"}]}, "no revisions"),
-        ({"tls": {"enabled": True, "secretName": "x"}, "probes": {"readinessService": "x"}}, "speaks no TLS"),
+        ({"tls": TLS, "probes": {"protocol": "grpc"}}, "speaks no TLS"),
+        ({"tls": TLS, "probes": {"readinessService": "x"}}, '"x" can be asked about over gRPC alone'),
+        ({"probes": {"protocol": "http", "readinessService": "x"}}, '"x" can be asked about over gRPC alone'),
+        (
+            {"server": EXPLICIT, "management": {"enabled": True}, "probes": {"protocol": "grpc"}},
+            "set server.loadModels",
+        ),
         ({"autoscaling": {"kind": "hpa", "queuedTokens": None}}, "set queuedTokens or waitingRequests"),
         ({"autoscaling": {"kind": "keda", "minReplicas": 9}}, "minReplicas is above maxReplicas"),
         ({"service": {"type": "LoadBalancer"}}, "set tls.enabled, or service.allowPlainText"),
@@ -147,10 +158,41 @@ def test_the_metrics_stay_inside_the_cluster(values: Path) -> None:
     assert len(metrics["ports"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "protocol"),
+    [
+        ({}, "grpc"),
+        ({"probes": {"protocol": "http"}}, "httpGet"),
+        ({"tls": TLS}, "httpGet"),
+        ({"server": EXPLICIT, "management": {"enabled": True}}, "httpGet"),
+        ({"server": EXPLICIT | {"loadModels": ["bge-m3"]}, "management": {"enabled": True}}, "grpc"),
+        ({"server": {"modelControlMode": "poll"}}, "grpc"),
+        (
+            {"models": [], "storage": {"claim": {"existingName": "x"}}, "server": {"modelControlMode": "poll"}},
+            "httpGet",
+        ),
+        ({"models": [], "storage": {"claim": {"existingName": "x"}}}, "grpc"),
+    ],
+    ids=str,
+)
+def test_probes_are_grpc_unless_tls_an_empty_start_or_the_values_speak_against_it(
+    values: dict[str, object], protocol: str
+) -> None:
+    server = server_of(rendered_with(**values))
+    assert all(protocol in server[probe] for probe in PROBES)
+
+
+def test_the_three_grpc_probes_ask_three_things() -> None:
+    server = server_of(rendered_with())
+    asked = [server[probe]["grpc"]["service"] for probe in PROBES]
+    assert asked == ["", "trivec.v1.EmbeddingService", "live"]
+
+
 @by_values
-def test_the_kubelet_takes_no_connection_of_the_grpc_port_unless_a_model_is_named(values: Path) -> None:
-    probe = server_of(rendered(values))["readinessProbe"]
-    assert "httpGet" in probe or probe["grpc"]["service"]
+def test_the_process_has_a_minute_to_answer_before_it_is_started_anew(values: Path) -> None:
+    probe = server_of(rendered(values))["livenessProbe"]
+    # Over HTTP the server gives itself that minute.
+    assert "httpGet" in probe or probe["failureThreshold"] * probe["periodSeconds"] >= 60
 
 
 def test_the_schema_knows_every_value_that_there_is() -> None:

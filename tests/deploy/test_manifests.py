@@ -11,6 +11,7 @@ from trivec_server.cli_cache import PASSWORD_VARIABLES
 from trivec_server.metrics import Metrics
 from trivec_server.repository.model_config import read_model_config
 from trivec_server.settings import ServeSettings
+from trivec_server.transport.health import LIVE
 
 from tests.deploy.manifests import (
     CHART,
@@ -34,6 +35,7 @@ from tests.deploy.manifests import (
 )
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 everywhere = pytest.mark.parametrize(
     "source", [*VALUES, *KUSTOMIZATIONS], ids=lambda path: path.name.removesuffix("-values.yaml")
 )
@@ -74,7 +76,7 @@ def test_the_ports_are_those_that_the_server_listens_on(source: Path) -> None:
     ports = {each["name"]: each["containerPort"] for each in server["ports"]}
     given = parse(server["args"])
     assert ports == {"grpc": given["grpc_port"], "metrics": given["metrics_port"]}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for probe in PROBES:
         if "grpc" in server[probe]:
             assert server[probe]["grpc"]["port"] == ports["grpc"]
         else:
@@ -109,14 +111,20 @@ def test_the_server_listens_with_tls_or_is_told_to_do_without(source: Path) -> N
 def test_the_kubelet_s_grpc_probe_is_not_used_with_tls(source: Path) -> None:
     server = server_of(rendered(source))
     if parse(server["args"])["tls_certificate"] is not None:
-        assert not [probe for probe in ("startupProbe", "readinessProbe", "livenessProbe") if "grpc" in server[probe]]
+        assert not [probe for probe in PROBES if "grpc" in server[probe]]
 
 
 @everywhere
 def test_only_a_server_that_hangs_is_started_anew(source: Path) -> None:
+    probe = server_of(rendered(source))["livenessProbe"]
+    assert probe["grpc"]["service"] == LIVE if "grpc" in probe else probe["httpGet"]["path"] == "/v2/health/live"
+
+
+@everywhere
+def test_a_probe_asks_in_one_way_and_all_three_in_the_same(source: Path) -> None:
     server = server_of(rendered(source))
-    assert server["startupProbe"]["httpGet"]["path"] == "/v2/health/ready"
-    assert server["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    ways = {tuple(server[probe].keys() & {"grpc", "httpGet"}) for probe in PROBES}
+    assert ways in ({("grpc",)}, {("httpGet",)})
 
 
 @everywhere

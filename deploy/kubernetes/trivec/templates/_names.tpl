@@ -78,9 +78,7 @@ pull-{{ . | lower | replace "." "-" | replace "_" "-" | trunc 50 | trimSuffix "-
 {{- if and (eq .Values.server.modelControlMode "explicit") (not .Values.management.enabled) }}
 {{- fail "server.modelControlMode: explicit loads models by calls of management: set management.enabled" }}
 {{- end }}
-{{- if and .Values.tls.enabled .Values.probes.readinessService }}
-{{- fail "probes.readinessService: the kubelet's gRPC probe speaks no TLS; with tls.enabled readiness is asked over HTTP, for all models" }}
-{{- end }}
+{{- include "trivec.checkProbes" . }}
 {{- if and (not .Values.models) (not .Values.bucket.enabled) (or (eq .Values.storage.kind "emptyDir") (not .Values.storage.claim.existingName)) }}
 {{- fail "models is empty, and nothing else fills the repository: enable `bucket`, or name a filled storage.claim.existingName" }}
 {{- end }}
