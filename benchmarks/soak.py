@@ -32,16 +32,18 @@ CONNECTIONS = 6
 IN_FLIGHT = 6
 """Calls at a time on a connection."""
 CALLS_PER_CONNECTION = 250
-WARM_REQUESTS = 32_000
+WARM_REQUESTS = 100_000
 """
 What a server holds after so many is what it is compared with: until then caches fill, pools of threads come to their
 sizes, and the memory taken at the busiest moments comes to what it needs. To be there soon these requests come at
 WARM_TIMES as many at a time.
 """
 WARM_TIMES = 2
-_MOST_WARM = 0.75
+_MOST_WARM = 0.85
 """Of fewer requests in all, this share."""
-LOOKS = 12
+LOOKS = 10
+LOOK_REQUESTS = 4_000
+"""The least between two looks."""
 _REST_S = 1.0
 _REST_TIMEOUT_S = 60.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -122,14 +124,13 @@ def soak(requests: int, seed: int, folder: Path) -> dict[str, float]:
         uvloop.run(send(server.target, warm, random, outcomes, times=WARM_TIMES))
         first = look_at_rest(server)
         print(f"after {warm:,} requests: {first}", flush=True)
-        looks: list[Held] = []
-        for number in range(LOOKS):
-            part = (requests - warm) * (number + 1) // LOOKS - (requests - warm) * number // LOOKS
-            uvloop.run(send(server.target, part, random, outcomes))
-            looks.append(look_at_rest(server, first if number == LOOKS - 1 else None))
-            print(f"after {warm + (requests - warm) * (number + 1) // LOOKS:,}: {looks[-1]}", flush=True)
+        count = max(1, min(LOOKS, (requests - warm) // LOOK_REQUESTS))
+        last = first
+        for number in range(1, count + 1):
+            uvloop.run(send(server.target, (requests - warm) // count, random, outcomes))
+            last = look_at_rest(server, first if number == count else None)
+            print(f"after {warm + (requests - warm) * number // count:,}: {last}", flush=True)
     print(f"{time.monotonic() - started_at:.0f} s; {', '.join(f'{count:,} {how}' for how, count in outcomes.items())}")
-    last = looks[-1]
     return {
         "soak_requests": sum(outcomes.values()),
         "soak_failures": sum(count for how, count in outcomes.items() if how.startswith("failed")),
