@@ -21,7 +21,7 @@ _ATTEMPT_SHARE = 1.5
 A try that takes so many times the usual p99 is sent again. Every third of those goes to the node that hangs again, and
 every third of these: three tries are to be less than five times the usual p99.
 """
-_SHORTEST_ATTEMPT_S = 0.07
+_SHORTEST_ATTEMPT_S = 0.1
 """Longer than nginx tries to connect: only what fails by itself tells nginx that a node is gone."""
 
 POLLING = (

@@ -39,8 +39,6 @@ DEADLINE_S = 5.0
 MAX_TOKENS = 64
 """No text of a corpus is longer; it is what all models here take."""
 Balancing = Literal["round_robin", "least_loaded"]
-_RESEND_SHARE = 0.5
-"""One hung node of three is asked by every third call, and by every third of those that are sent again."""
 _LEAD_S = 0.2
 """From the command to the first call."""
 _PATIENCE_S = 5.0
@@ -191,7 +189,7 @@ def make_client(
     """A client as a user makes it: one target, or several to balance over."""
     retry = RetryPolicy(max_attempts=1, overload_timeout_s=0)
     if retries:
-        retry = RetryPolicy(max_attempts=10, attempt_timeout_s=attempt_timeout_s, resend_share=_RESEND_SHARE)
+        retry = RetryPolicy(max_attempts=10, attempt_timeout_s=attempt_timeout_s)
     if len(targets) == 1:
         return AsyncTrivecClient(targets[0], retry=retry, clock=CountingClock())
     return AsyncTrivecClient(targets, balancing=balancing, retry=retry, clock=CountingClock())
