@@ -189,7 +189,7 @@ async def busy_engine(
     blockers = []
     for _ in range(instances):
         blockers.append(asyncio.ensure_future(embed(server, pb.EmbedRequest(model=model, texts=["w999"]))))
-        await asyncio.to_thread(script.entered.acquire)
+        assert await asyncio.to_thread(script.entered.acquire, timeout=_PATIENCE_S), "the engine was not given work"
 
     async def wait_for_tokens(count: int) -> None:
         await until(lambda: pipeline.queued_tokens == count)

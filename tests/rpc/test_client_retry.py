@@ -21,6 +21,7 @@ from trivec_client import (
     UnavailableError,
 )
 from trivec_client.errors import STATUS_DETAILS_KEY
+from trivec_client.retry import Attempts, ResendBudget
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -327,3 +328,13 @@ async def test_unreadable_details_leave_the_plain_status(kind: Kind, details: by
 def test_a_policy_that_cannot_be_right_is_refused(field_name: str, value: float) -> None:
     with pytest.raises(ValueError, match=field_name):
         RetryPolicy(**{field_name: value})  # type: ignore[arg-type]
+
+
+def test_after_a_refusal_under_load_a_try_is_not_cut_short() -> None:
+    """A server refuses what it cannot answer in the time given: short tries would be refused again and again."""
+    attempts = Attempts(
+        RetryPolicy(attempt_timeout_s=0.1), ResendBudget(0), deadline_s=5.0, now_s=lambda: 0.0, random=lambda: 0.0
+    )
+    assert attempts.timeout_s() == 0.1
+    attempts.delay_s(OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.2))
+    assert attempts.timeout_s() == 5.0

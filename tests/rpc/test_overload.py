@@ -139,10 +139,18 @@ async def test_each_priority_level_may_have_its_own_queue_size(tmp_path: Path) -
 
 async def test_the_queues_timeout_rejects_what_waits_while_the_engine_is_busy(tmp_path: Path) -> None:
     script = Script()
-    config = queue_policy("timeout_action: REJECT default_timeout_microseconds: 1000")
+    # What keeps the engine busy is of another level, so that it does not time out before the engine takes it.
+    config = """
+    max_batch_size: 1
+    dynamic_batching {
+      priority_levels: 2
+      default_priority_level: 1
+      priority_queue_policy { key: 2 value { timeout_action: REJECT default_timeout_microseconds: 1000 } }
+    }
+    """
     async with running_server(make_repository(tmp_path, config=config), script) as server:
         async with busy_engine(server, script) as wait_for_tokens:
-            failure = await failure_of(embed(server, request("w10")))
+            failure = await failure_of(embed(server, request("w10", priority=2)))
             # The engine is still busy: the timeout needs no batch to end.
             assert not script.gate.is_set()
             await wait_for_tokens(0)
@@ -154,7 +162,7 @@ async def test_the_queues_timeout_rejects_what_waits_while_the_engine_is_busy(tm
 
 async def test_a_request_of_which_a_part_is_computed_does_not_time_out_in_the_queue(tmp_path: Path) -> None:
     script = Script()
-    config = queue_policy("timeout_action: REJECT default_timeout_microseconds: 50000")
+    config = queue_policy("timeout_action: REJECT default_timeout_microseconds: 500000")
     async with running_server(make_repository(tmp_path, config=config), script) as server:
         script.gate.clear()
         first = start(server, "w10", "w11")
