@@ -31,12 +31,12 @@ class Node:
     port: int
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def authority() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """Of 127.0.0.1, with a port for it."""
     folder = tmp_path_factory.mktemp("certificate")
@@ -47,7 +47,7 @@ def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory)
     return Certificate(folder / "tls.crt", folder / "tls.key", free_port())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     with ExitStack() as stack:
         yield start_nodes(stack, tmp_path_factory.mktemp("nodes"), 2)
@@ -63,14 +63,14 @@ def start_nodes(stack: ExitStack, folder: Path, count: int) -> list[Node]:
     return [Node(server, int(server.expect("loaded")[0])) for server in started]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def envoy(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyProcess]:
     config = envoy_config([node.port for node in nodes], free_port(), free_port(), tmp_path_factory.mktemp("envoy"))
     with running_envoy(config) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nginx(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyProcess]:
     config = nginx_config([node.port for node in nodes], free_port(), tmp_path_factory.mktemp("nginx"))
     with running_nginx(config) as process:

@@ -39,7 +39,7 @@ class SecuredServer:
         return grpc.secure_channel(self.serving.target, credentials)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def secured_server(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServer]:
     """Serves m3-mini with a response cache, TLS, an access file and traces."""
     folder = tmp_path_factory.mktemp("secured")
@@ -64,7 +64,7 @@ def secured_server(mini_repository: Path, tmp_path_factory: pytest.TempPathFacto
         yield SecuredServer(serving, authority, folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prometheus_of_load(secured_server: SecuredServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
     """The example's Prometheus, with its rules; the server works all the while."""
     folder = tmp_path_factory.mktemp("prometheus-of-load")
