@@ -1,9 +1,11 @@
 """The event loop of these tests is that of the server as a process; of the client's tests, that of its users."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import structlog
 import uvloop
 
 from tests.rpc.live_repository import HeldText
@@ -22,3 +24,14 @@ def held() -> Iterator[HeldText]:
     text = HeldText()
     yield text
     text.go_on.set()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_at_the_start() -> None:
+    """What was configured by a test before, and kept by loggers that it has used, is not for this one."""
+    structlog.reset_defaults()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trivec_server."):
+            for logger in vars(module).values():
+                if isinstance(logger, structlog._config.BoundLoggerLazyProxy):
+                    vars(logger).pop("bind", None)

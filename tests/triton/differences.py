@@ -109,7 +109,7 @@ DIFFERENCES = (
     Difference(
         "health of a service that is not there is NOT_FOUND, as the health protocol says",
         ("health check: unknown service",),
-        _refused("NOT_FOUND", ""),
+        _refused("NOT_FOUND", "'none_such' is neither a service, a model nor a model's version here"),
     ),
     Difference(
         "clients' shared memory is off unless it is asked for, as in Triton since 2026",
