@@ -338,3 +338,16 @@ def test_after_a_refusal_under_load_a_try_is_not_cut_short() -> None:
     assert attempts.timeout_s() == 0.1
     attempts.delay_s(OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.2))
     assert attempts.timeout_s() == 5.0
+
+
+def test_the_last_try_of_a_call_with_a_deadline_is_not_cut_short() -> None:
+    attempts = Attempts(
+        RetryPolicy(max_attempts=2, attempt_timeout_s=0.1),
+        ResendBudget(0),
+        deadline_s=5.0,
+        now_s=lambda: 0.0,
+        random=lambda: 0.0,
+    )
+    assert attempts.timeout_s() == 0.1
+    attempts.delay_s(DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, "late"))
+    assert attempts.timeout_s() == 5.0

@@ -35,7 +35,7 @@ class RetryPolicy:
         attempt_timeout_s: how long one try may take before the request is sent again, of several servers to another.
             None: as long as the call; a server that hangs is then left when it does not answer pings. A value must be
             above what the slowest request takes, or that one never succeeds. After a refusal under load the request's
-            next tries take as long as the call.
+            next tries take as long as the call, and so does the last try of a call with a deadline.
         resend_share: how many resends `attempt_timeout_s` may cause: 100, and for each request that begins this share
             of one more. Past them a try may take as long as the call: servers that are slow because there is too much
             to do are not given more.
@@ -133,6 +133,9 @@ class Attempts:
         # A server refuses what it cannot answer in the time given: after a refusal a try is given all there is.
         is_limited = not (self._budget.is_spent or self._overloaded_since_s is not None)
         attempt_s = self._policy.attempt_timeout_s if is_limited else None
+        if self._deadline_s is not None and self._failed + 1 >= self._policy.max_attempts:
+            # After the last try there is no other: it may as well have the time that is left.
+            attempt_s = None
         if self._deadline_s is None:
             self._is_cut_short = attempt_s is not None
             return attempt_s
