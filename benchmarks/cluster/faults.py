@@ -21,8 +21,8 @@ _ATTEMPT_SHARE = 1.5
 A try that takes so many times the usual p99 is sent again. Every third of those goes to the node that hangs again, and
 every third of these: three tries are to be less than five times the usual p99.
 """
-_SHORTEST_ATTEMPT_S = {"client": 0.05, "nginx": 0.1}
-"""For nginx longer than it tries to connect: only what fails by itself tells nginx that a node is gone."""
+_SHORTEST_ATTEMPT_S = 0.1
+"""Longer than nginx tries to connect: only what fails by itself tells nginx that a node is gone."""
 _SILENT = ("hang", "partition")
 """Events of which no connection tells."""
 
@@ -57,9 +57,9 @@ def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, na
 
 def _groups(way: str, usual: Usual, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Events, and the options of the clients that they are measured with."""
-    # Envoy has what notices soon that a node hangs; with nginx, and without a proxy, the client has to.
-    attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S.get(way, 0.0))
-    silent = [name for name in names if name in _SILENT and way != "envoy"]
+    # Pings tell Envoy, and clients by themselves, that a node hangs; through nginx nothing tells but the time.
+    attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
+    silent = [name for name in names if name in _SILENT and way == "nginx"]
     # What a proxy loses of a killed node's calls is seen only if clients do not send them again.
     alone = [name for name in names if name == "kill" and way != "client"]
     rest = [name for name in names if name not in (*alone, *silent)]
