@@ -37,14 +37,21 @@ SHORT = Plan(soak_requests=56_000)
 """The soak shows faults that grow fast; slow ones are seen by `make soak`."""
 
 
+_OPTIONS = {"nginx": ("--open-when-loaded",)}
+"""nginx does not ask for health: it would send calls to a node that listens and is not ready."""
+
+
 class Parts:
-    """Measures one part after the other in a folder that exists. The nodes with the small model serve all the ways."""
+    """
+    Measures one part after the other in a folder that exists. Nodes with the small model serve all the ways that want
+    the same of them.
+    """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
         self._folder = folder
         self._stack = ExitStack()
-        self._small: tuple[SmallModel, list[Node]] | None = None
+        self._small: tuple[SmallModel, list[Node], tuple[str, ...]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -57,20 +64,21 @@ class Parts:
     def measure(self, part: str, events: Sequence[str] | None = None) -> dict[str, float]:
         """The figures of one of PARTS; of a way with all events, or only these."""
         if part in WAYS:
-            model, nodes = self._small_nodes()
+            model, nodes = self._small_nodes(_OPTIONS.get(part, ()))
             return measure_way(part, nodes, model, self._folder, self._plan.events if events is None else events)
         self._leave_nodes()
         if part == "sleeping":
             return self._measure_sleeping()
         return self._measure_overload_small() if part == "overload-small" else self._measure_soak()
 
-    def _small_nodes(self) -> tuple[SmallModel, list[Node]]:
-        if self._small is None:
+    def _small_nodes(self, options: tuple[str, ...]) -> tuple[SmallModel, list[Node]]:
+        if self._small is None or self._small[2] != options:
+            self._leave_nodes()
             model = SmallModel(self._new_folder("small"))
             model.build()
-            commands = [serve_command(model.repository, *POLLING)] * NODES
-            self._small = model, self._stack.enter_context(running_nodes(self._folder, *commands))
-        return self._small
+            commands = [serve_command(model.repository, *POLLING, *options)] * NODES
+            self._small = model, self._stack.enter_context(running_nodes(self._folder, *commands)), options
+        return self._small[:2]
 
     def _leave_nodes(self) -> None:
         self._stack.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from benchmarks.cluster.nodes import Node
-from benchmarks.cluster.ports import free_ports
 from tests.deploy.proxies import envoy_config, nginx_config, running_envoy, running_nginx
+from tests.ports import free_ports
 
 WAYS = ("envoy", "client", "nginx")
 

@@ -14,8 +14,9 @@ import grpc
 
 from benchmarks.engines.environments import environment
 from benchmarks.engines.process import ROOT
+from tests.ports import free_ports
 from tests.serving_process import serve
-from tests.triton.triton_server import free_ports, packages, serve_triton
+from tests.triton.triton_server import packages, serve_triton
 
 MODEL = "m3-mini"
 READY = "ready"

@@ -14,6 +14,12 @@ _ADDRESSES = (
     option(
         "--grpc-port", "The gRPC port; 0: any free one.", type=click.IntRange(0, 65535), default=_DEFAULTS.grpc_port
     ),
+    switch(
+        "--open-when-loaded",
+        "Refuse gRPC connections until the models to load first are loaded or have failed, for balancers that do not "
+        "ask for health (nginx). Otherwise they are taken at once, and calls answered UNAVAILABLE until then.",
+        default=_DEFAULTS.open_when_loaded,
+    ),
     option("--metrics-host", "The address of the metrics endpoint.", default=_DEFAULTS.metrics_host),
     option(
         "--metrics-port",

@@ -101,9 +101,10 @@ class _Server:
             loop.add_signal_handler(number, self._on_signal)
         self._control.scan()
         listener = Listener(self._settings, self._registry, self._metrics, self._control, self._tracing)
-        grpc_port = await listener.start()
         fault = None
         try:
+            await listener.start()
+            grpc_port = None if self._settings.open_when_loaded else await listener.open()
             with contextlib.ExitStack() as stack:
                 metrics_port = self._open_metrics(stack)
                 async with asyncio.TaskGroup() as tasks:
@@ -118,8 +119,7 @@ class _Server:
                         _settle_memory()
                         # Requests leave hardly any cycles behind: looking for them 20 times less often is enough.
                         gc.set_threshold(_GC_ALLOCATIONS, 50, 100)
-                        fault = self._fault_of_start()
-                        self._say_loaded(grpc_port, metrics_port, listener.management_port)
+                        fault = await self._end_start(listener, grpc_port, metrics_port)
                         looking = tasks.create_task(self._control.run())
                     await stopping
                     still_loading = self._control.is_loading
@@ -135,12 +135,25 @@ class _Server:
         if fault is not None:
             raise CommandError(fault)
 
+    async def _end_start(self, listener: Listener, grpc_port: int | None, metrics_port: int | None) -> str | None:
+        """Opens the port if it is not open yet, and says what is served; or the fault for which the server stops."""
+        fault = self._fault_of_start()
+        if fault is None and grpc_port is None:
+            try:
+                grpc_port = await listener.open()
+            except CommandError as error:
+                fault = str(error)
+        if grpc_port is not None:
+            self._say_loaded(grpc_port, metrics_port, listener.management_port)
+        if fault is not None:
+            self._stop.set()
+        return fault
+
     def _fault_of_start(self) -> str | None:
-        """With `exit_on_error`: what could not be served of what was to be loaded first; the server then stops."""
+        """With `exit_on_error`: what could not be served of what was to be loaded first."""
         failures = self._control.failures() if self._settings.exit_on_error else []
         if not failures:
             return None
-        self._stop.set()
         return f"not every model could be loaded, and --exit-on-error is set: {'; '.join(failures)}"
 
     def _on_signal(self) -> None:

@@ -107,6 +107,7 @@ class ServeSettings:
 
     `load_models`: those to serve, empty: all; with ControlMode.EXPLICIT those to load at the start, empty: none.
     `repository_stability_s`: how long what has changed must have looked the same before polling loads it.
+    `open_when_loaded`: the gRPC port opens only once the models to load first are loaded or have failed.
     `security_look_s`: how often certificates and the access file are looked at for a change.
     """
 
@@ -120,6 +121,7 @@ class ServeSettings:
     default_model: str | None = None
     host: str = "127.0.0.1"
     grpc_port: int = 8001
+    open_when_loaded: bool = False
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = 8002
     limits: Limits = field(default_factory=Limits)

@@ -14,11 +14,11 @@ from tests.deploy.proxies import (
     Certificate,
     ProxyProcess,
     envoy_config,
-    free_port,
     nginx_config,
     running_envoy,
     running_nginx,
 )
+from tests.ports import free_port
 from tests.small_repository import make_repository
 from tests.wire.scripted_process import ScriptedProcess, scripted_process
 

@@ -193,12 +193,6 @@ def _running(
             process.wait()
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 def _wait_for_port(process: "subprocess.Popen[bytes]", port: int, log_path: Path) -> None:
     """A proxy tells nobody that it listens."""
     ends_at = time.monotonic() + PATIENCE_S

@@ -20,7 +20,8 @@ from trivec_server.transport.status import REASON_KEY
 from tests.deploy.bare_node import Answer, BareNode, Context, bare_node, calling
 from tests.deploy.conftest import until
 from tests.deploy.name_server import name_server
-from tests.deploy.proxies import Certificate, ProxyProcess, envoy_config, free_port, running_envoy, set_nodes
+from tests.deploy.proxies import Certificate, ProxyProcess, envoy_config, running_envoy, set_nodes
+from tests.ports import free_port
 from tests.scripted_engine import expected_dense
 from tests.small_repository import ids_of
 

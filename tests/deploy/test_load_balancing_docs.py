@@ -13,7 +13,8 @@ import yaml
 
 from tests.deploy.bare_node import BareNode, Context, bare_node, calling
 from tests.deploy.conftest import until
-from tests.deploy.proxies import PATIENCE_S, ROOT, ProxyProcess, envoy_config, free_port, running_envoy
+from tests.deploy.proxies import PATIENCE_S, ROOT, ProxyProcess, envoy_config, running_envoy
+from tests.ports import free_port
 
 PAGE = (ROOT / "docs" / "load-balancing.md").read_text(encoding="utf-8")
 UPSTREAM_TLS, TRACING, COLLECTOR, REPORTED_LOAD = (

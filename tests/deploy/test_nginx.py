@@ -10,7 +10,8 @@ from trivec_client import OverloadedError, RetryPolicy, TrivecClient
 
 from tests.deploy.bare_node import Context, bare_node, calling
 from tests.deploy.conftest import until
-from tests.deploy.proxies import ProxyConfig, free_port, nginx_config, running_nginx
+from tests.deploy.proxies import ProxyConfig, nginx_config, running_nginx
+from tests.ports import free_port
 
 TIMEOUT_S = 30
 

@@ -19,11 +19,11 @@ from tests.deploy.proxies import (
     ProxyConfig,
     ProxyProcess,
     envoy_config,
-    free_port,
     nginx_config,
     running_envoy,
     running_nginx,
 )
+from tests.ports import free_port
 from tests.scripted_engine import expected_dense
 from tests.small_repository import ids_of
 

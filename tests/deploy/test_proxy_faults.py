@@ -21,11 +21,11 @@ from tests.deploy.proxies import (
     PATIENCE_S,
     ProxyProcess,
     envoy_config,
-    free_port,
     nginx_config,
     running_envoy,
     running_nginx,
 )
+from tests.ports import free_port
 
 CALLS = 16
 DEADLINE_S = 10

@@ -14,11 +14,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -26,6 +24,7 @@ import pytest
 import yaml
 
 from tests.observability.monitoring import BINARIES, DEPLOY, ROOT
+from tests.ports import free_ports
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
@@ -87,15 +86,6 @@ def environment(folder: Path) -> Mapping[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("TRIVEC_")}
     kept["TRIVEC_DRAIN_PAUSE_S"] = "0"
     return {**kept, "PATH": os.pathsep.join([str(programs), str(BINARIES), kept["PATH"]])}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def end_nodes(folder: Path) -> None:

@@ -114,7 +114,8 @@ async def loading_server(
     engines = Engines(of_texts={"scripted": scripted(script)})
     control = ModelControl(settings, registry, metrics, engines, clock=clock)
     listener = Listener(settings, registry, metrics, control)
-    port = await listener.start()
+    await listener.start()
+    port = await listener.open()
     control.scan()
 
     async def announce() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import grpc
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-triton"
@@ -113,15 +114,3 @@ def _wait_until_ready(server: TritonProcess) -> None:
             assert ask_ready(b"", timeout=START_TIMEOUT_S) == _READY, f"Triton is not ready: {server.log}"
             return
     raise AssertionError(f"tritonserver was not ready after {START_TIMEOUT_S:.0f} s: {server.log}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on: held open together, so that they differ."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

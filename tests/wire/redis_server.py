@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from trivec_server.settings import TlsSettings
+
+from tests.ports import free_port
 
 PROGRAM = Path(__file__).parents[2] / ".redis" / "bin" / "redis-server"
 PATIENCE_S = 60.0
@@ -103,8 +104,7 @@ def redis_server(
 
 def redis_address(folder: Path, *, password: str | None = None) -> RedisProcess:
     """A Redis server that is not started."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return RedisProcess(folder, free.getsockname()[1], password)
+    return RedisProcess(folder, free_port(), password)
 
 
 def until(condition: Callable[[], bool], otherwise: str) -> None:

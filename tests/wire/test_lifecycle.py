@@ -22,6 +22,7 @@ from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 from tests.command_line import trivec
+from tests.ports import free_port
 from tests.serving_process import ServingProcess, serve
 from tests.small_repository import make_repository
 from tests.wire.scripted_process import ScriptedProcess, scripted_process
@@ -192,6 +193,62 @@ def test_http_probes_follow_the_server_from_loading_to_draining(repository: Path
             assert (probe(port, "/v2/health/live"), probe(port, "/v2/health/ready")) == (200, 503)
 
 
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 60).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_if_asked_the_port_opens_once_the_models_are_loaded(repository: Path) -> None:
+    port = free_port()
+    with scripted_process(repository, commands=("hold-building",), open_when_loaded=True, grpc_port=port) as server:
+        server.expect("building")
+        assert refuses_connections(port)
+        server.tell("release")
+        with Client(server) as client:
+            assert next(client.watch()).status == SERVING
+            assert not refuses_connections(port)
+
+
+def test_if_asked_the_port_opens_once_the_models_have_failed(repository: Path) -> None:
+    (repository / "small" / "1" / "tokenizer.json").write_text("{}")
+    with scripted_process(repository, open_when_loaded=True) as server, Client(server) as client:
+        assert next(client.watch()).status == NOT_SERVING
+
+
+def test_a_server_whose_port_is_not_open_yet_stops_as_others_do(repository: Path) -> None:
+    with scripted_process(repository, commands=("hold-building",), open_when_loaded=True, drain_pause_s=0) as server:
+        server.expect("building")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_port_that_opens_late_is_asked_for_at_the_start(repository: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as occupant:
+        port = str(occupant.getsockname()[1])
+        finished = trivec(
+            *("serve", "--model-repository", repository, "--open-when-loaded", "--grpc-port", port),
+            *("--metrics-port", "0"),
+        )
+    assert finished.code == 1
+    (line,) = finished.err.splitlines()
+    assert port in line
+    assert "--grpc-port" in line
+
+
+def test_a_port_that_was_taken_while_the_models_loaded_is_named(repository: Path) -> None:
+    port = free_port()
+    with scripted_process(repository, commands=("hold-building",), open_when_loaded=True, grpc_port=port) as server:
+        server.expect("building")
+        with closing(socket.create_server(("127.0.0.1", port))):
+            server.tell("release")
+            assert server.wait() == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in server.log
+
+
 def test_the_server_stays_up_without_a_model_and_says_why(repository: Path) -> None:
     (repository / "small" / "1" / "tokenizer.json").write_text("{}")
     with scripted_process(repository, drain_pause_s=0) as server, Client(server) as client:
@@ -226,8 +283,7 @@ def test_a_message_size_beyond_grpcs_own_limit_is_one_line(repository: Path) -> 
 
 
 def test_a_server_whose_output_nobody_reads_serves_on(mini_repository: Path, tmp_path: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     reader, writer = os.pipe()
     os.close(reader)
     flags = ["--model-repository", str(mini_repository), "--grpc-port", port, "--metrics-port", "-1"]

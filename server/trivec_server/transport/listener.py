@@ -31,6 +31,7 @@ _log = get_logger(__name__)
 
 _SERVER_NAMES = ("", SERVICE_NAME, INFERENCE_SERVICE_NAME)
 """The names of health that stand for the server as a whole."""
+_PORT_FLAGS = "--grpc-port and --host"
 _LULL_S = 0.003
 _LULL_PATIENCE_S = 1.0
 
@@ -97,18 +98,17 @@ class Listener:
             self._reflections.append(add_reflection(server, (*names, HEALTH_SERVICE_NAME), scope))
         return server
 
-    async def start(self) -> int:
+    async def start(self) -> None:
         """
-        Opens the ports, with health NOT_SERVING but for "live"; returns that of the services. `management_port` is the
-        other one.
+        Opens the management port, if there is one, as `management_port`; health says NOT_SERVING but for "live".
 
         Raises:
-            CommandError: an address cannot be bound.
+            CommandError: an address cannot be bound, that of the services included, which `open` opens.
         """
         for name in _SERVER_NAMES:
             self._health.set(name, NOT_SERVING)
         settings = self._settings
-        port = self._bind(self._server, settings.host, settings.grpc_port, "--grpc-port and --host")
+        self._check_bindable(settings.host, settings.grpc_port, _PORT_FLAGS)
         if self._management is not None and settings.management_port is not None:
             flags = "--management-port and --management-host"
             self.management_port = self._bind(
@@ -116,25 +116,37 @@ class Listener:
             )
             await self._management.start()
             _log.info("management port open", host=settings.management_host, port=self.management_port)
-        await self._server.start()
-        self._connections.watch([port], settings.limits.max_connections)
         if self._certificates is not None or self._access is not None:
             self._looking = asyncio.ensure_future(self._look_for_changes())
+
+    async def open(self) -> int:
+        """
+        Opens the port of the services, after `start`, and returns it.
+
+        Raises:
+            CommandError: the address cannot be bound.
+        """
+        settings = self._settings
+        port = self._bind(self._server, settings.host, settings.grpc_port, _PORT_FLAGS)
+        await self._server.start()
+        self._connections.watch([port], settings.limits.max_connections)
         return port
 
     def _bind(self, server: grpc.aio.Server, host: str, port: int, flags: str) -> int:
-        address = f"{f'[{host}]' if ':' in host else host}:{port}"
+        self._check_bindable(host, port, flags)
+        address = _address(host, port)
         try:
-            check_bindable(host, port)
             if self._certificates is None:
                 return server.add_insecure_port(address)
             return server.add_secure_port(address, self._certificates.credentials())
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CommandError(
-                f"cannot listen on {address}: {reason}; stop the program that uses it, or choose another address with "
-                f"{flags}"
-            ) from error
+        except RuntimeError as error:
+            raise _cannot_listen(address, str(error), flags) from error
+
+    def _check_bindable(self, host: str, port: int, flags: str) -> None:
+        try:
+            check_bindable(host, port)
+        except OSError as error:
+            raise _cannot_listen(_address(host, port), str(error.strerror), flags) from error
 
     async def _look_for_changes(self) -> None:
         """Takes up certificates and an access file that have changed, until it is cancelled."""
@@ -192,6 +204,16 @@ class Listener:
             await asyncio.sleep(_LULL_S)
             if self._scope.calls_begun == begun:
                 return
+
+
+def _address(host: str, port: int) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _cannot_listen(address: str, reason: str, flags: str) -> CommandError:
+    return CommandError(
+        f"cannot listen on {address}: {reason}; stop the program that uses it, or choose another address with {flags}"
+    )
 
 
 def _status(is_ready: bool) -> Status:
