@@ -22,6 +22,8 @@ HANG_S = 6.0
 LOOK_S = 0.1
 UPGRADE_TIMEOUT_S = 60.0
 LONGEST_S = 600.0
+_NOTICE_S = 0.05
+"""How long a proxy that shares the processors may take to see that a killed node's connections have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +169,9 @@ def figures(way: str, calls: Calls, windows: list[Window], usual_p99_s: float) -
 
 
 def _lost_in_flight(calls: Calls, kills: tuple[tuple[float, float], ...]) -> int:
-    """Lost calls that were under way while a node was killed."""
+    """Lost calls that were under way while a node was killed, or sent on a connection not yet seen to have ended."""
     ends = calls.scheduled + calls.latency_s
     under_way = np.zeros(len(calls), np.bool_)
     for begins_at, ends_at in kills:
-        under_way |= (calls.scheduled <= ends_at) & (ends >= begins_at)
+        under_way |= (calls.scheduled <= ends_at + _NOTICE_S) & (ends >= begins_at)
     return int((under_way & (calls.outcome != Outcome.ANSWERED)).sum())
