@@ -8,18 +8,17 @@ from pathlib import Path
 
 import psutil
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+from trivec_server.control_groups import CGROUPS, OWN_CGROUP, groups_of, read_value
 
 
 def usable_physical_cores() -> int:
     """Physical cores, no more than this process is allowed to run on, nor than the time that its container gets."""
     allowed = len(psutil.Process().cpu_affinity())
-    quota = math.ceil(cpu_quota(_CGROUPS, _OWN_CGROUP) or allowed)
+    quota = math.ceil(cpu_quota() or allowed)
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed, quota))
 
 
-def cpu_quota(mount: Path, own: Path) -> float | None:
+def cpu_quota(mount: Path = CGROUPS, own: Path = OWN_CGROUP) -> float | None:
     """
     The CPUs' worth of time that control groups give this process, the smallest of its groups; None: there is no limit.
 
@@ -29,42 +28,16 @@ def cpu_quota(mount: Path, own: Path) -> float | None:
         mount: Where control groups are mounted.
         own: The file that names this process's groups, as /proc/self/cgroup.
     """
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    quotas: list[float] = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            top, read = mount, _quota_v2
-        elif "cpu" in controllers.split(","):
-            top, read = mount / "cpu", _quota_v1
-        else:
-            continue
-        # A container sees its own group as the mount's top, though the name may be that of the host.
-        directory = top / group.strip("/")
-        quotas += [
-            quota for each in (directory, *directory.parents) if each.is_relative_to(top) and (quota := read(each))
-        ]
+    quotas = [quota for group, is_v2 in groups_of("cpu", mount, own) if (quota := _quota(group, is_v2=is_v2))]
     return min(quotas, default=None)
 
 
-def _quota_v2(group: Path) -> float | None:
-    quota, _, period = _words(group / "cpu.max").partition(" ")
+def _quota(group: Path, *, is_v2: bool) -> float | None:
+    if is_v2:
+        quota, _, period = read_value(group / "cpu.max").partition(" ")
+    else:
+        quota, period = read_value(group / "cpu.cfs_quota_us"), read_value(group / "cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
-
-
-def _quota_v1(group: Path) -> float | None:
-    quota, period = _words(group / "cpu.cfs_quota_us"), _words(group / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
-
-
-def _words(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
 
 
 def threads_per_instance(intra_op_threads: int | None, instances: int) -> int:

@@ -1,15 +1,13 @@
 """The memory that this process may use: what its control groups give it, or else the machine's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from trivec_server.control_groups import CGROUPS, OWN_CGROUP, groups_of, read_value
 from trivec_server.metrics.exposition import Family, Sample
-
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ _V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 _V2 = _Names("memory.max", "memory.current", "inactive_file")
 
 
-def read_memory(mount: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> MemoryUse:
+def read_memory(mount: Path = CGROUPS, own: Path = OWN_CGROUP) -> MemoryUse:
     """
     The control group with the least room, if any limits memory; else the machine.
 
@@ -50,7 +48,7 @@ def read_memory(mount: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> MemoryUse:
         own: The file that names this process's groups, as /proc/self/cgroup.
     """
     machine = psutil.virtual_memory()
-    uses = [use for use in _groups(mount, own) if use.limit < machine.total]
+    uses = [use for use in _group_uses(mount, own) if use.limit < machine.total]
     return min(
         uses, key=lambda use: use.limit - use.used, default=MemoryUse(machine.total - machine.available, machine.total)
     )
@@ -64,33 +62,11 @@ def memory_families() -> Iterator[Family]:
     yield Family("trivec_memory_used_bytes", "gauge", "Of that in use.", [Sample({}, use.used)])
 
 
-def _groups(mount: Path, own: Path) -> Iterator[MemoryUse]:
-    """The groups that limit memory: this process's own, and those above it."""
-    for line in _text(own).splitlines():
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            top, names = mount, _V2
-        elif "memory" in controllers.split(","):
-            top, names = mount / "memory", _V1
-        else:
-            continue
-        # A container sees its own group as the mount's top, though the name may be that of the host.
-        directory = top / group.strip("/")
-        yield from _uses([each for each in (directory, *directory.parents) if each.is_relative_to(top)], names)
-
-
-def _uses(directories: Sequence[Path], names: _Names) -> Iterator[MemoryUse]:
-    for directory in directories:
-        limit, used = _text(directory / names.limit), _text(directory / names.used)
+def _group_uses(mount: Path, own: Path) -> Iterator[MemoryUse]:
+    for group, is_v2 in groups_of("memory", mount, own):
+        names = _V2 if is_v2 else _V1
+        limit, used = read_value(group / names.limit), read_value(group / names.used)
         if limit.isdecimal() and used.isdecimal() and int(limit):
-            statistics = dict(
-                line.split(" ", 1) for line in _text(directory / "memory.stat").splitlines() if " " in line
-            )
+            lines = read_value(group / "memory.stat").splitlines()
+            statistics = dict(line.split(" ", 1) for line in lines if " " in line)
             yield MemoryUse(max(0, int(used) - int(statistics.get(names.reclaimable, "0"))), int(limit))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
