@@ -184,12 +184,12 @@ $(MINI): | .venv/.serve
 	@.venv-tritonclient/bin/python $(PIP_INSTALL) --no-deps -r constraints-tritonclient.txt
 	@touch $@
 
-$(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
+$(PERF_ANALYZER): tools/install_perf_analyzer.sh tools/unpack_debian.sh .venv-tritonclient/.ready
 	@echo "Installing perf_analyzer into .venv-tritonclient."
 	@tools/install_perf_analyzer.sh .venv-tritonclient/bin/python $(@D)
 	@touch $@
 
-.prometheus/.ready: tools/install_prometheus.sh
+.prometheus/.ready: tools/install_prometheus.sh tools/unpack_debian.sh
 	@echo "Unpacking Prometheus, Alertmanager and the blackbox exporter to test with into .prometheus: 150 MB, once."
 	@tools/install_prometheus.sh .prometheus
 	@touch $@
@@ -199,22 +199,22 @@ $(PERF_ANALYZER): tools/install_perf_analyzer.sh .venv-tritonclient/.ready
 	@tools/install_helm.sh .venv/bin/python .helm
 	@touch $@
 
-.redis/.ready: tools/install_redis.sh
+.redis/.ready: tools/install_redis.sh tools/unpack_debian.sh
 	@echo "Unpacking a Redis server to test with into .redis, unless one is installed."
 	@tools/install_redis.sh .redis
 	@touch $@
 
-.iptables/.ready: tools/install_iptables.sh
+.iptables/.ready: tools/install_iptables.sh tools/unpack_debian.sh
 	@echo "Unpacking iptables to test with into .iptables, unless it is installed."
 	@tools/install_iptables.sh .iptables
 	@touch $@
 
-.nginx/.ready: tools/install_nginx.sh
+.nginx/.ready: tools/install_nginx.sh tools/unpack_debian.sh
 	@echo "Unpacking nginx to test with into .nginx, unless it is installed."
 	@tools/install_nginx.sh .nginx
 	@touch $@
 
-.systemd/.ready: tools/install_systemd.sh
+.systemd/.ready: tools/install_systemd.sh tools/unpack_debian.sh
 	@echo "Unpacking systemd-analyze to test with into .systemd, unless it is installed."
 	@tools/install_systemd.sh .systemd
 	@touch $@

@@ -1,51 +1,21 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # install_redis.sh DIRECTORY: a Redis server as DIRECTORY/bin/redis-server, for tests: the installed one, or else Debian's,
-# unpacked with the libraries that it needs. No service is set up, no root is needed.
-set -eu
-directory=$1
+# unpacked with the libraries that it needs.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "$0")/unpack_debian.sh"
+take_installed redis-server "$1"
+directory=$(cd "$1" && pwd)
 
-rm -rf "$directory"
-mkdir -p "$directory/bin"
-if installed=$(command -v redis-server); then
-    ln -s "$installed" "$directory/bin/redis-server"
-    exit 0
-fi
-command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || {
-    echo "error: there is no \`redis-server\`, and no apt-get to fetch it with: install Redis" >&2
-    exit 1
-}
-root=$(cd "$directory" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-# Only root's apt-get would download as another user, who cannot write into this directory.
-apt() {
-    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root "$@")
-}
-
-# Where there are no package lists, or outdated ones, it takes lists of its own and leaves the system's as they are.
-set --
-apt download redis-tools >/dev/null 2>&1 || {
-    mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
-    set -- -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache"
-    apt "$@" update
-    apt "$@" download redis-tools
-}
-# Not the C library: it goes with the loader.
-libraries=$(apt-cache "$@" depends redis-tools | awk '$1 == "Depends:" && $2 ~ /^(lib|lua)/ && $2 != "libc6" { print $2 }')
-# shellcheck disable=SC2086 # several packages
-apt "$@" download $libraries
-for package in "$work"/*.deb; do
-    dpkg-deb -x "$package" "$work/unpacked"
-done
-
+unpack_debian --libraries-of redis-tools "$work/unpacked" redis-tools
 # Debian's redis-server is a link to this program, which goes by the name that it is started under.
 mkdir "$directory/lib"
 cp "$work/unpacked/usr/bin/redis-check-rdb" "$directory/lib/redis-server"
 find "$work/unpacked" -name 'lib*.so*' -exec cp -P {} "$directory/lib/" \;
-cat >"$directory/bin/redis-server" <<END
+cat >"$directory/bin/redis-server" <<SCRIPT
 #!/bin/sh
-export LD_LIBRARY_PATH="$root/lib"
-exec "$root/lib/redis-server" "\$@"
-END
+export LD_LIBRARY_PATH="$directory/lib"
+exec "$directory/lib/redis-server" "\$@"
+SCRIPT
 chmod +x "$directory/bin/redis-server"
 "$directory/bin/redis-server" --version >/dev/null
