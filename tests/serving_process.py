@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.ending import end
+
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 
@@ -57,13 +59,7 @@ def serve(repository: Path, *flags: str, log_path: Path | None = None) -> Iterat
         server = _read_greeting(process, log_path)
         yield server
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(process, STOP_TIMEOUT_S)
         if process.stdout is not None:
             process.stdout.close()
 

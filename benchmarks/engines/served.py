@@ -15,13 +15,13 @@ from benchmarks.engines.lengths import TextSet
 from benchmarks.engines.process import SystemFailed
 from benchmarks.engines.systems import tree_rss_bytes
 from benchmarks.engines.worker import timed
+from tests.ending import end
 
 REQUEST_TEXTS = 16
 IN_FLIGHT = 16
 _LONGEST = 0
 """As long as the model allows."""
 _OPTIONS = [("grpc.max_receive_message_length", -1)]
-_STOP_TIMEOUT_S = 60.0
 
 
 class ServedTrivec:
@@ -111,11 +111,6 @@ def _wait_for_target(process: "subprocess.Popen[str]", log: Path) -> str:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end(process)
     if process.stdout is not None:
         process.stdout.close()

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from tests.ending import end
+
 ROOT = Path(__file__).parents[2]
 ENVOY = Path(sys.executable).with_name("envoy")
 ENVOY_SCRIPT = ROOT / "deploy" / "envoy" / "envoy.sh"
@@ -185,12 +187,7 @@ def _running(
         _wait_for_port(process, config.port, log_path)
         yield ProxyProcess(process, config, log_path)
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, PATIENCE_S)
 
 
 def _wait_for_port(process: "subprocess.Popen[bytes]", port: int, log_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus, Alertmanager and the blackbox exporter as real processes on free ports, with the configs of deploy/."""
+"""Prometheus, Alertmanager and the blackbox exporter as real processes on free ports: what `.prometheus` holds."""
 
 import json
 import math
@@ -16,12 +16,17 @@ from urllib.request import Request, urlopen
 import psutil
 import yaml
 
+from tests.ending import end
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BINARIES = ROOT / ".prometheus" / "bin"
 PATIENCE_S = 60.0
 _POLL_S = 0.05
 AnswerT = TypeVar("AnswerT")
+
+Series = tuple[Mapping[str, str], float]
+"""One series of an instant query's answer: its labels, and its value."""
 
 
 def tool(name: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
@@ -30,6 +35,10 @@ def tool(name: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def _has_number(found: list[Series]) -> bool:
+    return any(math.isfinite(value) for _, value in found)
 
 
 @dataclass(frozen=True)
@@ -54,18 +63,21 @@ class Monitor:
         with urlopen(request, timeout=PATIENCE_S) as response:  # noqa: S310 - http
             response.read()
 
-    def query(self, promql: str) -> list[tuple[Mapping[str, str], float]]:
+    def query(self, promql: str) -> list[Series]:
         """Of Prometheus: the series that answer the query now, with their values."""
         answer = json.loads(self.get("api/v1/query", query=promql))
         result = answer["data"]["result"]
         assert answer["data"]["resultType"] == "vector", promql
         return [(series["metric"], float(series["value"][1])) for series in result]
 
-    def wait_for_series(self, promql: str) -> list[tuple[Mapping[str, str], float]]:
-        """The query's answer once it has at least one series with a number."""
-        return self.wait_for(
-            lambda monitor: monitor.query(promql), lambda found: any(math.isfinite(value) for _, value in found)
-        )
+    def metric_types(self) -> Mapping[str, str]:
+        """Of Prometheus: the types of the metrics that it has scraped, by their names."""
+        found: dict[str, list[dict[str, str]]] = json.loads(self.get("api/v1/metadata"))["data"]
+        return {name: metadata[0]["type"] for name, metadata in found.items()}
+
+    def wait_for_series(self, promql: str, holds: Callable[[list[Series]], bool] = _has_number) -> list[Series]:
+        """Of Prometheus: the query's answer once it is as it should be: by default, once it has a number."""
+        return self.wait_for(lambda monitor: monitor.query(promql), holds)
 
     def wait_for(self, ask: Callable[["Monitor"], AnswerT], holds: Callable[[AnswerT], bool] = bool) -> AnswerT:
         """Asks until the answer is as it should be: there is no event that tells of it."""
@@ -88,12 +100,7 @@ def running(name: str, config: Path, *flags: str, ready: str = "-/ready") -> Ite
         monitor.wait_for(lambda each: _answers(each, ready))
         yield monitor
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, PATIENCE_S)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 REQUEST = pb.EmbedStreamRequest(request=pb.EmbedRequest(texts=["w10"]))
+LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
 Metadata = list[tuple[str, str]]
 Calls = Callable[[RunningServer, Metadata], Awaitable[None]]
 
@@ -350,40 +351,26 @@ async def test_messages_of_a_stream_that_do_not_decode_are_logged_with_their_ide
     assert all("identity=reader" in line for line in lines)
 
 
-@pytest.mark.parametrize("kind", ["EmbedStream", "ModelStreamInfer"])
+@pytest.mark.parametrize(
+    ("path", "raw"),
+    [
+        ("trivec.v1.EmbeddingService/EmbedStream", REQUEST.SerializeToString()),
+        (f"{SERVICE}/ModelStreamInfer", embed("w10").SerializeToString()),
+        ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", LIST_SERVICES.SerializeToString()),
+    ],
+    ids=["EmbedStream", "ModelStreamInfer", "ServerReflectionInfo"],
+)
 async def test_a_stream_ends_once_its_token_is_taken_out_of_the_file(
-    file: AccessFile, server: RunningServer, kind: str
+    file: AccessFile, server: RunningServer, path: str, raw: bytes
 ) -> None:
-    reader = authorization(token_of("reader"))
-    if kind == "EmbedStream":
-        path, raw = (
-            "/trivec.v1.EmbeddingService/EmbedStream",
-            REQUEST.SerializeToString(),
-        )
-    else:
-        path, raw = f"/{SERVICE}/ModelStreamInfer", embed("w10").SerializeToString()
-    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = server.channel.stream_stream(path)
-    call = method(metadata=reader)
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = server.channel.stream_stream(f"/{path}")
+    call = method(metadata=authorization(token_of("reader")))
     for _ in range(2):
         await call.write(raw)
         assert isinstance(await call.read(), bytes)
     file.write(newcomer={})
     await reloads(server, "success", 1)
     await call.write(raw)
-    assert await call.code() is UNAUTHENTICATED
-
-
-async def test_a_reflection_stream_ends_once_its_token_is_taken_out_of_the_file(
-    file: AccessFile, server: RunningServer
-) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-    call = stub.ServerReflectionInfo(metadata=authorization(token_of("reader")))
-    question = reflection_pb2.ServerReflectionRequest(list_services="")
-    await call.write(question)
-    assert await call.read() is not grpc.aio.EOF
-    file.write(newcomer={})
-    await reloads(server, "success", 1)
-    await call.write(question)
     assert await call.code() is UNAUTHENTICATED
 
 

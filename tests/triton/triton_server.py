@@ -1,7 +1,6 @@
 """A real Triton server in a process of its own: the binary and the python backend that `.venv-triton` holds."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ from typing import Literal
 
 import grpc
 
+from tests.ending import end
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-triton"
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 60.0
 
 _READY = b"\x08\x01"
 """ServerReadyResponse with `ready`."""
@@ -79,13 +78,7 @@ def serve_triton(
         _wait_until_ready(server)
         yield server
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(process)
 
 
 def _installation() -> tuple[Path, str]:

@@ -11,12 +11,19 @@ import pytest
 from trivec.v1 import embedding_pb2 as pb
 from trivec.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
+from tests.observability import monitoring
+from tests.observability.monitoring import BINARIES, Monitor, Series
 from tests.serving_process import ServingProcess, serve
-from tests.wire.prometheus_server import BINARIES, PrometheusProcess, Series, scraping
 
 REQUESTS = 20
 TEXTS = 3
 LABELS = {"model": "m3-mini", "version": "1"}
+CONFIG = """\
+global: {{ scrape_interval: 500ms, scrape_timeout: 500ms }}
+scrape_configs:
+  - job_name: trivec
+    static_configs: [ {{ targets: [ "127.0.0.1:{port}" ] }} ]
+"""
 
 TRITON_QUERIES = {
     "requests per second": "sum(rate(nv_inference_request_success[1m]))",
@@ -80,15 +87,18 @@ def server(mini_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: ServingProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProcess]:
+def prometheus(server: ServingProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
     """
     Has seen the server before its requests, after each has come once, and after each has come a second time: a rate
     needs two values.
     """
-    with scraping(server.metrics_port, tmp_path_factory.mktemp("prometheus")) as prometheus:
+    config = tmp_path_factory.mktemp("prometheus") / "prometheus.yml"
+    config.write_text(CONFIG.format(port=server.metrics_port), encoding="utf-8")
+    with monitoring.prometheus(config) as prometheus:
+        prometheus.wait_for_series("up", lambda found: values(found) == [1])
         for round_number in (1, 2):
             send_requests(server.target)
-            prometheus.wait_for(f"nv_inference_request_success == {round_number * REQUESTS}", bool)
+            prometheus.wait_for_series(f"nv_inference_request_success == {round_number * REQUESTS}", bool)
         yield prometheus
 
 
@@ -100,19 +110,19 @@ def send_requests(target: str) -> None:
 
 
 def values(found: list[Series]) -> list[float]:
-    return [float(series["value"][1]) for series in found]
+    return [value for _, value in found]
 
 
 @pytest.mark.parametrize(
     "promql", [*TRITON_QUERIES.values(), *OWN_QUERIES.values()], ids=[*TRITON_QUERIES, *OWN_QUERIES]
 )
-def test_a_query_is_answered(prometheus: PrometheusProcess, promql: str) -> None:
-    assert all(value > 0 for value in values(prometheus.wait_for(promql, bool)))
+def test_a_query_is_answered(prometheus: Monitor, promql: str) -> None:
+    assert all(value > 0 for value in values(prometheus.wait_for_series(promql, bool)))
 
 
 @pytest.mark.parametrize("promql", TRITON_IDLE_QUERIES.values(), ids=TRITON_IDLE_QUERIES)
-def test_a_query_is_answered_when_there_is_nothing_to_tell(prometheus: PrometheusProcess, promql: str) -> None:
-    assert all(value >= 0 for value in values(prometheus.wait_for(promql, bool)))
+def test_a_query_is_answered_when_there_is_nothing_to_tell(prometheus: Monitor, promql: str) -> None:
+    assert all(value >= 0 for value in values(prometheus.wait_for_series(promql, bool)))
 
 
 @pytest.mark.parametrize(
@@ -124,13 +134,13 @@ def test_a_query_is_answered_when_there_is_nothing_to_tell(prometheus: Prometheu
         ("nv_cache_num_hits_per_model", REQUESTS * TEXTS),
     ],
 )
-def test_a_counter_counts_what_was_sent(prometheus: PrometheusProcess, name: str, count: int) -> None:
-    (series,) = prometheus.wait_for(name, lambda found: values(found) == [count])
-    assert series["metric"] == {"__name__": name, **LABELS, "job": "trivec", "instance": series["metric"]["instance"]}
+def test_a_counter_counts_what_was_sent(prometheus: Monitor, name: str, count: int) -> None:
+    ((labels, _),) = prometheus.wait_for_series(name, lambda found: values(found) == [count])
+    assert labels == {"__name__": name, **LABELS, "job": "trivec", "instance": labels["instance"]}
 
 
-def test_prometheus_knows_the_types(prometheus: PrometheusProcess) -> None:
-    types = prometheus.types()
+def test_prometheus_knows_the_types(prometheus: Monitor) -> None:
+    types = prometheus.metric_types()
     assert types["nv_inference_count"] == "counter"
     assert types["nv_inference_request_failure"] == "counter"
     assert types["nv_inference_pending_request_count"] == "gauge"
