@@ -16,16 +16,6 @@ IN_FLIGHT = 32
 WARM_S = 2.0
 CAPACITY_S = 4.0
 BALANCE_S = 8.0
-_ATTEMPT_SHARE = 1.5
-"""
-A try that takes so many times the usual p99 is sent again. Every third of those goes to the node that hangs again, and
-every third of these: three tries are to be less than five times the usual p99.
-"""
-_SHORTEST_ATTEMPT_S = 0.1
-"""Longer than nginx tries to connect: only what fails by itself tells nginx that a node is gone."""
-_SILENT = ("hang", "partition")
-"""Events of which no connection tells."""
-
 POLLING = (
     *("--model-control-mode", "poll"),
     *("--repository-poll-secs", "1", "--repository-stability-secs", "0.5"),
@@ -37,6 +27,7 @@ class Usual:
     """What the load is like while nothing happens."""
 
     rate: float
+    p95_s: float
     p99_s: float
     figures: dict[str, float]
 
@@ -57,18 +48,14 @@ def measure_way(way: str, nodes: list[Node], model: SmallModel, folder: Path, na
 
 def _groups(way: str, usual: Usual, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Events, and the options of the clients that they are measured with."""
-    # Pings tell Envoy, and clients by themselves, that a node hangs; through nginx nothing tells but the time.
-    attempt_s = max(_ATTEMPT_SHARE * usual.p99_s, _SHORTEST_ATTEMPT_S)
-    silent = [name for name in names if name in _SILENT and way == "nginx"]
     # What a proxy loses of a killed node's calls is seen only if clients do not send them again.
     alone = [name for name in names if name == "kill" and way != "client"]
-    rest = [name for name in names if name not in (*alone, *silent)]
+    rest = [name for name in names if name not in alone]
     if alone:
         yield ("--no-retries",), alone
     if rest:
-        yield (), rest
-    if silent:
-        yield ("--attempt-timeout-s", f"{attempt_s:.3f}"), silent
+        # Envoy finds out by pings that a node hangs. Others send again what takes longer than most calls.
+        yield () if way == "envoy" else ("--hedging-delay-s", f"{usual.p95_s:.3f}"), rest
 
 
 def _is_sum(name: str) -> bool:
@@ -88,7 +75,7 @@ def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
         f"capacity_{way}": capacity,
         f"balance_{way}": max(answered) * len(nodes) / sum(answered),
     }
-    return Usual(rate, calls.percentile_s(99), found)
+    return Usual(rate, calls.percentile_s(95), calls.percentile_s(99), found)
 
 
 def _measure_events(

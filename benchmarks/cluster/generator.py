@@ -184,12 +184,12 @@ async def obey(generator: Generator) -> None:
 
 
 def make_client(
-    targets: list[str], balancing: Balancing, attempt_timeout_s: float | None, *, retries: bool
+    targets: list[str], balancing: Balancing, hedging_delay_s: float | None, *, retries: bool
 ) -> AsyncTrivecClient:
     """A client as a user makes it: one target, or several to balance over."""
     retry = RetryPolicy(max_attempts=1, overload_timeout_s=0)
     if retries:
-        retry = RetryPolicy(max_attempts=10, attempt_timeout_s=attempt_timeout_s)
+        retry = RetryPolicy(max_attempts=10, hedging_delay_s=hedging_delay_s)
     if len(targets) == 1:
         return AsyncTrivecClient(targets[0], retry=retry, clock=CountingClock())
     return AsyncTrivecClient(targets, balancing=balancing, retry=retry, clock=CountingClock())
@@ -201,7 +201,7 @@ async def run(arguments: argparse.Namespace) -> None:
             make_client(
                 arguments.targets,
                 arguments.balancing,
-                arguments.attempt_timeout_s,
+                arguments.hedging_delay_s,
                 retries=not arguments.no_retries,
             )
             for _ in range(arguments.connections)
@@ -222,7 +222,7 @@ def main() -> None:
         default="round_robin",
         help="how a client chooses among several targets",
     )
-    parser.add_argument("--attempt-timeout-s", type=float, help="the longest that one try may take")
+    parser.add_argument("--hedging-delay-s", type=float, help="send again what is not answered by then")
     parser.add_argument("--no-retries", action="store_true", help="the first failure of a call is its end")
     # A pause of the collector would count as the servers' latency.
     gc.disable()

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 from trivec_client import (
     AsyncTrivecClient,
     DeadlineExceededError,
+    InvalidRequestError,
     OverloadedError,
     RetryPolicy,
     ServingStatus,
@@ -22,7 +24,7 @@ from trivec_client import (
     TrivecClient,
     UnavailableError,
 )
-from trivec_client.retry import RESEND_RESERVE
+from trivec_client.retry import HEDGE_RESERVE
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -247,12 +249,11 @@ async def test_without_time_for_overload_no_other_server_is_tried(kind: Kind, cl
 
 
 @pytest.mark.parametrize("flags", [{}, STREAMED])
-async def test_a_server_that_does_not_answer_is_left_after_the_attempts_timeout(
+async def test_a_request_that_a_server_does_not_answer_is_sent_to_another_too(
     kind: Kind, cluster: Cluster, flags: dict[str, bool]
 ) -> None:
     cluster.scripts[0].gate.clear()
-    retry = RetryPolicy(attempt_timeout_s=0.25)
-    async with connect(kind, cluster.targets, retry=retry, timeout_s=30) as client:
+    async with connect(kind, cluster.targets, retry=RetryPolicy(hedging_delay_s=0.25), timeout_s=30) as client:
         for number in range(6):
             output = await client.call("encode", f"text {number}", **flags)
             np.testing.assert_array_equal(output["dense_vecs"], dense_of(f"text {number}"))
@@ -260,9 +261,7 @@ async def test_a_server_that_does_not_answer_is_left_after_the_attempts_timeout(
     assert cluster.scripts[0].cancelled == len(cluster.scripts[0].requests) > 0
 
 
-async def test_a_slow_server_is_waited_for_where_no_attempts_timeout_is_set(
-    client: AnyClient, cluster: Cluster
-) -> None:
+async def test_a_slow_server_is_waited_for_where_no_hedging_is_asked_for(client: AnyClient, cluster: Cluster) -> None:
     for script in cluster.scripts:
         script.gate.clear()
     encoding = asyncio.create_task(client.call("encode", "a"))
@@ -273,29 +272,67 @@ async def test_a_slow_server_is_waited_for_where_no_attempts_timeout_is_set(
     assert sum(cluster.calls) == 1
 
 
-async def test_attempts_that_time_out_are_counted(kind: Kind, cluster: Cluster) -> None:
+async def test_the_first_answer_counts_whichever_send_it_answers(kind: Kind, cluster: Cluster) -> None:
     for script in cluster.scripts:
         script.gate.clear()
-    async with connect(kind, cluster.targets, retry=RetryPolicy(max_attempts=3, attempt_timeout_s=0.05)) as client:
-        with pytest.raises(DeadlineExceededError, match=r"no answer within attempt_timeout_s, 0\.05 s"):
+    async with connect(kind, cluster.targets, retry=RetryPolicy(hedging_delay_s=0.05), timeout_s=30) as client:
+        encoding = asyncio.create_task(client.call("encode", "a"))
+        await until(lambda: sum(cluster.calls) >= 2)
+        first = next(script for script in cluster.scripts if script.requests)
+        first.gate.set()
+        np.testing.assert_array_equal((await encoding)["dense_vecs"], dense_of("a"))
+
+
+async def test_hedges_count_as_attempts_and_what_is_under_way_is_still_waited_for(kind: Kind, cluster: Cluster) -> None:
+    for script in cluster.scripts:
+        script.gate.clear()
+    retry = RetryPolicy(max_attempts=3, hedging_delay_s=0.05)
+    async with connect(kind, cluster.targets, retry=retry, timeout_s=1) as client:
+        with pytest.raises(DeadlineExceededError):
             await client.call("encode", "a")
     assert sum(cluster.calls) == 3
 
 
-async def test_attempts_are_cut_short_only_while_few_are(kind: Kind, cluster: Cluster, clock: JumpingClock) -> None:
-    """To servers that do not answer, a hundred tries in all are sent again; then they wait, and none is lost."""
+async def test_one_refusal_ends_hedging_and_the_send_under_way_is_waited_for(kind: Kind, cluster: Cluster) -> None:
+    """Servers that are too busy are not given more; the answer that is under way may come."""
     for script in cluster.scripts:
         script.gate.clear()
-    retry = RetryPolicy(max_attempts=1000, attempt_timeout_s=0.01, resend_share=0)
-    async with connect(kind, cluster.targets, retry=retry, timeout_s=60, clock=clock) as client:
-        texts = [f"text {number}" for number in range(10)]
+    async with connect(kind, cluster.targets, retry=RetryPolicy(hedging_delay_s=0.5), timeout_s=30) as client:
+        encoding = asyncio.create_task(client.call("encode", "a"))
+        await until(lambda: sum(cluster.calls) == 1)
+        busy = [script for script in cluster.scripts if not script.requests]
+        for script in busy:
+            script.failures.append(overloaded(2))
+        await until(lambda: any(script.requests for script in busy))
+        for script in cluster.scripts:
+            script.gate.set()
+        np.testing.assert_array_equal((await encoding)["dense_vecs"], dense_of("a"))
+    assert sum(cluster.calls) == 2
+
+
+async def test_a_fault_of_the_request_is_not_waited_out(kind: Kind, cluster: Cluster) -> None:
+    cluster.scripts[0].gate.clear()
+    for script in cluster.scripts[1:]:
+        script.failures += [Failure(grpc.StatusCode.INVALID_ARGUMENT, "no")] * 6
+    async with connect(kind, cluster.targets, retry=RetryPolicy(hedging_delay_s=0.05), timeout_s=30) as client:
+        for _ in range(3):
+            with pytest.raises(InvalidRequestError):
+                await client.call("encode", "a")
+
+
+async def test_only_so_many_requests_are_hedged(kind: Kind, cluster: Cluster) -> None:
+    """Of servers that do not answer, a hundred in all; then requests wait, and none is lost."""
+    for script in cluster.scripts:
+        script.gate.clear()
+    retry = RetryPolicy(max_attempts=1000, hedging_delay_s=0.01, hedge_share=0)
+    async with connect(kind, cluster.targets, retry=retry, timeout_s=60) as client:
+        texts = [f"text {number}" for number in range(4)]
         encoding = asyncio.create_task(client.call("encode", texts, batch_size=1))
-        await until(lambda: len(clock.waits_s) >= RESEND_RESERVE)
+        await until(lambda: sum(cluster.calls) == len(texts) + HEDGE_RESERVE)
         for script in cluster.scripts:
             script.gate.set()
         np.testing.assert_array_equal((await encoding)["dense_vecs"], [dense_of(text) for text in texts])
-    # As many more as had begun, of the four in flight, when the last resend was spent.
-    assert RESEND_RESERVE <= len(clock.waits_s) < RESEND_RESERVE + 4
+    assert sum(cluster.calls) == len(texts) + HEDGE_RESERVE
 
 
 async def test_the_less_a_server_is_loaded_the_more_calls_it_gets(kind: Kind, cluster: Cluster) -> None:

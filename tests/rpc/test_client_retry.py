@@ -21,7 +21,6 @@ from trivec_client import (
     UnavailableError,
 )
 from trivec_client.errors import STATUS_DETAILS_KEY
-from trivec_client.retry import Attempts, ResendBudget
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -321,33 +320,10 @@ async def test_unreadable_details_leave_the_plain_status(kind: Kind, details: by
         ("jitter", -1),
         ("initial_backoff_s", -1),
         ("overload_timeout_s", -1),
-        ("attempt_timeout_s", 0),
-        ("resend_share", -1),
+        ("hedging_delay_s", 0),
+        ("hedge_share", -1),
     ],
 )
 def test_a_policy_that_cannot_be_right_is_refused(field_name: str, value: float) -> None:
     with pytest.raises(ValueError, match=field_name):
         RetryPolicy(**{field_name: value})  # type: ignore[arg-type]
-
-
-def test_after_a_refusal_under_load_a_try_is_not_cut_short() -> None:
-    """A server refuses what it cannot answer in the time given: short tries would be refused again and again."""
-    attempts = Attempts(
-        RetryPolicy(attempt_timeout_s=0.1), ResendBudget(0), deadline_s=5.0, now_s=lambda: 0.0, random=lambda: 0.0
-    )
-    assert attempts.timeout_s() == 0.1
-    attempts.delay_s(OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.2))
-    assert attempts.timeout_s() == 5.0
-
-
-def test_the_last_try_of_a_call_with_a_deadline_is_not_cut_short() -> None:
-    attempts = Attempts(
-        RetryPolicy(max_attempts=2, attempt_timeout_s=0.1),
-        ResendBudget(0),
-        deadline_s=5.0,
-        now_s=lambda: 0.0,
-        random=lambda: 0.0,
-    )
-    assert attempts.timeout_s() == 0.1
-    attempts.delay_s(DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, "late"))
-    assert attempts.timeout_s() == 5.0

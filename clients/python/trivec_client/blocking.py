@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -16,7 +16,7 @@ from trivec_client.errors import TrivecClientError, parse_attempt_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
-from trivec_client.retry import Attempts, ResendBudget
+from trivec_client.retry import Attempts, HedgeBudget
 from trivec_client.rpcs import Rpcs
 
 Deadline = Callable[[], float | None]
@@ -24,16 +24,21 @@ Deadline = Callable[[], float | None]
 
 _WAIT_TURN_S = 0.2
 
-_Call = TypeVar("_Call", bound=grpc.RpcContext)
+
+class _Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+_Call = TypeVar("_Call", bound=_Cancellable)
 
 
 class RunningCalls:
-    """The RPCs of one operation, and a way to end them all from another thread."""
+    """The RPCs of one operation, or of a part of one, and a way to end them all from another thread."""
 
     def __init__(self) -> None:
         self.interrupted = threading.Event()
         self._lock = threading.Lock()
-        self._calls: set[grpc.RpcContext] = set()
+        self._calls: set[_Cancellable] = set()
 
     @contextmanager
     def track(self, begin: Callable[[], _Call]) -> Iterator[_Call]:
@@ -50,7 +55,7 @@ class RunningCalls:
                 self._calls.discard(call)
             call.cancel()  # does nothing to a call that is over
 
-    def interrupt(self) -> None:
+    def cancel(self) -> None:
         """Ends every RPC and every wait; none begins after this."""
         with self._lock:
             self.interrupted.set()
@@ -70,7 +75,7 @@ class BlockingRunner:
         self._rpcs = Rpcs(channel)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="trivec-client-main")
         self._closed = False
-        self._budget = ResendBudget(settings.retry.resend_share)
+        self._budget = HedgeBudget(settings.retry.hedge_share)
         self._metadata = connection.metadata
 
     def close(self) -> None:
@@ -106,7 +111,7 @@ class BlockingRunner:
         try:
             return _wait_for({self._worker.submit(work, running)}).pop().result()
         finally:
-            running.interrupt()
+            running.cancel()
 
     def _run(self, job: Job[Any, Result], deadline_s: float | None, running: RunningCalls) -> Result:
         attempts = Attempts(
@@ -121,7 +126,7 @@ class BlockingRunner:
         try:
             while True:
                 try:
-                    return self._attempt(job, attempts.timeout_s(), running)
+                    return self._try(job, attempts, running)
                 except TrivecClientError as error:
                     delay_s = attempts.delay_s(error)
                 self._clock.sleep(delay_s, running.interrupted)
@@ -132,6 +137,25 @@ class BlockingRunner:
                 target=str(self._connection.targets),
                 health_service=self._connection.health_service,
             ) from None
+
+    def _try(self, job: Job[Any, Result], attempts: Attempts, running: RunningCalls) -> Result:
+        """One try, with its hedges."""
+        timeout_s = attempts.timeout_s()
+        if attempts.hedging_delay_s() is None:
+            return self._attempt(job, timeout_s, running)
+        with (
+            ThreadPoolExecutor(self._settings.retry.max_attempts, thread_name_prefix="trivec-client-send") as threads,
+            running.track(RunningCalls) as ours,
+        ):
+            sends = {threads.submit(self._attempt, job, timeout_s, ours)}
+            while True:
+                done, sends = wait(sends, timeout=attempts.hedging_delay_s(), return_when=FIRST_COMPLETED)
+                if not done and attempts.hedge():
+                    sends.add(threads.submit(self._attempt, job, attempts.timeout_s(), ours))
+                for send in sorted(done, key=_has_failed):
+                    error = send.exception()
+                    if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
+                        return send.result()
 
     def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:
         assembly = job.assemble()
@@ -180,7 +204,7 @@ class BlockingRunner:
                 while pending:
                     yield _take(pending, ordered=ordered).result()
             finally:
-                running.interrupt()
+                running.cancel()
                 for future in pending:
                     future.cancel()
 
@@ -204,6 +228,10 @@ class BlockingRunner:
             return self._off_main_thread(check)
         except grpc.RpcError as error:
             raise parse_failure(error, service, str(self._connection.targets)) from None
+
+
+def _has_failed(future: Future[Any]) -> bool:
+    return future.exception() is not None
 
 
 def _take(pending: deque[Future[Result]], *, ordered: bool) -> Future[Result]:

@@ -15,7 +15,7 @@ from trivec_client.errors import TrivecClientError, parse_attempt_error
 from trivec_client.health import ServingStatus, parse_failure
 from trivec_client.jobs import Job, Result, Rpc
 from trivec_client.planning import ClientSettings
-from trivec_client.retry import Attempts, ResendBudget
+from trivec_client.retry import Attempts, HedgeBudget
 from trivec_client.rpcs import Rpcs
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ class AsyncRunner:
         self._settings = settings
         self._clock = clock
         self._closed = False
-        self._budget = ResendBudget(settings.retry.resend_share)
+        self._budget = HedgeBudget(settings.retry.hedge_share)
         self._metadata = connection.metadata
 
     @cached_property
@@ -72,7 +72,7 @@ class AsyncRunner:
         try:
             while True:
                 try:
-                    return await self._attempt(job, attempts.timeout_s())
+                    return await self._try(job, attempts)
                 except TrivecClientError as error:
                     delay_s = attempts.delay_s(error)
                 await self._clock.sleep(delay_s)
@@ -87,6 +87,28 @@ class AsyncRunner:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the client is closed")
+
+    async def _try(self, job: Job[Any, Result], attempts: Attempts) -> Result:
+        """One try, with its hedges."""
+        timeout_s = attempts.timeout_s()
+        if attempts.hedging_delay_s() is None:
+            return await self._attempt(job, timeout_s)
+        sends = {asyncio.create_task(self._attempt(job, timeout_s))}
+        try:
+            while True:
+                done, sends = await asyncio.wait(
+                    sends, timeout=attempts.hedging_delay_s(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and attempts.hedge():
+                    sends.add(asyncio.create_task(self._attempt(job, attempts.timeout_s())))
+                for send in sorted(done, key=_has_failed):
+                    error = send.exception()
+                    if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
+                        return send.result()
+        finally:
+            for send in sends:
+                send.cancel()
+            await asyncio.gather(*sends, return_exceptions=True)
 
     async def _attempt(self, job: Job[Any, Result], timeout_s: float | None) -> Result:
         assembly = job.assemble()
@@ -154,6 +176,10 @@ async def iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[
     else:
         for item in items:
             yield item
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.exception() is not None
 
 
 async def _take(pending: deque[asyncio.Task[Result]], *, ordered: bool) -> Result:
