@@ -27,7 +27,6 @@ class Usual:
     """What the load is like while nothing happens."""
 
     rate: float
-    p95_s: float
     p99_s: float
     figures: dict[str, float]
 
@@ -55,7 +54,7 @@ def _groups(way: str, usual: Usual, names: Sequence[str]) -> Iterator[tuple[tupl
         yield ("--no-retries",), alone
     if rest:
         # Envoy finds out by pings that a node hangs. Others send again what takes longer than most calls.
-        yield () if way == "envoy" else ("--hedging-delay-s", f"{usual.p95_s:.3f}"), rest
+        yield () if way == "envoy" else ("--hedging-delay-s", f"{usual.p99_s:.3f}"), rest
 
 
 def _is_sum(name: str) -> bool:
@@ -75,7 +74,7 @@ def _measure_usual(way: str, load: Load, nodes: list[Node]) -> Usual:
         f"capacity_{way}": capacity,
         f"balance_{way}": max(answered) * len(nodes) / sum(answered),
     }
-    return Usual(rate, calls.percentile_s(95), calls.percentile_s(99), found)
+    return Usual(rate, calls.percentile_s(99), found)
 
 
 def _measure_events(

@@ -5,6 +5,7 @@ Each test holds for both clients. The servers are scripted, their connections an
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -460,3 +461,30 @@ def test_what_cannot_be_right_of_a_cluster_is_refused(
     client_class = TrivecClient if kind_of_client == "blocking" else AsyncTrivecClient
     with pytest.raises(ValueError, match=message):
         client_class(**settings)  # type: ignore[arg-type]
+
+
+async def test_a_server_that_answers_nothing_gets_no_more_calls(kind: Kind, cluster: Cluster) -> None:
+    """Although its connection lives and its health is good."""
+    silent = cluster.scripts[0]
+    silent.gate.clear()
+    async with connect(kind, cluster.targets, retry=RetryPolicy(hedging_delay_s=0.05), timeout_s=60) as client:
+        answered_alone = 0
+        async with asyncio.timeout(60):
+            while answered_alone < 30:
+                before = len(silent.requests)
+                await asyncio.gather(*(client.call("encode", f"text {number}") for number in range(10)))
+                answered_alone = answered_alone + 10 if len(silent.requests) == before else 0
+
+
+async def test_servers_that_answer_some_calls_are_not_left_for_those_they_refuse(kind: Kind, cluster: Cluster) -> None:
+    """Under load a server refuses most: without it the others would have to refuse more."""
+    begun_s = time.monotonic()
+    async with connect(kind, cluster.targets, retry=RetryPolicy(max_attempts=1, overload_timeout_s=0)) as client:
+        # Longer than gRPC takes to judge.
+        while time.monotonic() < begun_s + 1:
+            cluster.forget()
+            for script in cluster.scripts:
+                script.failures.extend([overloaded(1)] * 7 + [None])
+            calls = [client.call("encode", f"text {number}") for number in range(24)]
+            await asyncio.gather(*calls, return_exceptions=True)
+    assert cluster.calls == [8, 8, 8]

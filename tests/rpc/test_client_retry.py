@@ -5,7 +5,7 @@ Time is a clock that jumps by each wait, so that nothing here waits; `random` is
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 import numpy as np
@@ -21,6 +21,7 @@ from trivec_client import (
     UnavailableError,
 )
 from trivec_client.errors import STATUS_DETAILS_KEY
+from trivec_client.retry import Attempts, HedgeBudget
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -327,3 +328,26 @@ async def test_unreadable_details_leave_the_plain_status(kind: Kind, details: by
 def test_a_policy_that_cannot_be_right_is_refused(field_name: str, value: float) -> None:
     with pytest.raises(ValueError, match=field_name):
         RetryPolicy(**{field_name: value})  # type: ignore[arg-type]
+
+
+def hedges(budget: HedgeBudget, late: Iterable[bool]) -> int:
+    """How many of these requests are hedged: each begins, and is or is not late."""
+    count = 0
+    for is_late in late:
+        attempts = Attempts(
+            RetryPolicy(hedging_delay_s=0.1), budget, deadline_s=None, now_s=lambda: 0.0, random=lambda: 0.0
+        )
+        count += is_late and attempts.hedge()
+    return count
+
+
+def test_while_one_of_three_servers_is_silent_every_late_request_is_hedged() -> None:
+    late = [number % 3 == 0 for number in range(150)]
+    assert hedges(HedgeBudget(0.1), late) == sum(late)
+
+
+def test_while_all_servers_are_slow_few_requests_are_hedged() -> None:
+    """And as soon as they are not, hedging goes on."""
+    budget = HedgeBudget(0.1)
+    assert hedges(budget, [True] * 1000) < 50
+    assert hedges(budget, [False] * 100 + [True]) == 1

@@ -10,6 +10,10 @@ from trivec_client.errors import DeadlineExceededError, OverloadedError, TrivecC
 
 HEDGE_RESERVE = 100
 """Hedges that a client may save up."""
+_MOST_LATE = 2 / 3
+"""Of the latest requests; of two servers one may be silent."""
+_LATE_WEIGHT = 1 / 32
+"""Of one request in the moving average of those that are late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,8 @@ class RetryPolicy:
             (gRPC A6; J. Dean and L. A. Barroso, The Tail at Scale, 2013). None: it is sent once; a server that hangs
             is then left when it does not answer pings. After a refusal under load a request is not hedged any more.
         hedge_share: how many hedges there may be: 100, and for each request that begins this share of one more.
-            Servers that are slow because there is too much to do are not given more.
+            Servers that are slow because there is too much to do are not given more: there are none either while more
+            than two thirds of the latest requests were not answered within `hedging_delay_s`.
     """
 
     max_attempts: int = 5
@@ -47,7 +52,7 @@ class RetryPolicy:
     jitter: float = 0.25
     overload_timeout_s: float = 300.0
     hedging_delay_s: float | None = None
-    hedge_share: float = 0.2
+    hedge_share: float = 0.1
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
@@ -62,22 +67,34 @@ class RetryPolicy:
 
 
 class HedgeBudget:
-    """How many more hedges a client may send; safe to share between threads. See `hedge_share`."""
+    """
+    Which hedges a client may send; safe to share between threads. See `hedge_share`.
+
+    One server that is silent makes its share of the requests late. Where most are late, all servers are busy, and
+    hedges would only add to that.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._left: float = HEDGE_RESERVE
+        self._late_share = 0.0
         self._lock = threading.Lock()
 
-    def earn(self) -> None:
+    def begin(self) -> None:
         """A request begins."""
         with self._lock:
             self._left = min(self._left + self._share, HEDGE_RESERVE)
+            self._late_share *= 1 - _LATE_WEIGHT
+
+    def be_late(self) -> None:
+        """A request is not answered after its hedging delay."""
+        with self._lock:
+            self._late_share += _LATE_WEIGHT
 
     def spend(self) -> bool:
-        """Takes one, if there is one."""
+        """Takes one hedge, if there is one."""
         with self._lock:
-            if self._left < 1:
+            if self._left < 1 or self._late_share > _MOST_LATE:
                 return False
             self._left -= 1
             return True
@@ -109,7 +126,7 @@ class Attempts:
         """
         self._policy = policy
         self._budget = budget
-        budget.earn()
+        budget.begin()
         self._deadline_s = deadline_s
         self._now_s = now_s
         self._random = random
@@ -117,6 +134,7 @@ class Attempts:
         self._has_other_servers = has_other_servers
         self._backoffs = 0
         self._failed = 0
+        self._is_late = False
         self._overloaded_since_s: float | None = None
 
     def timeout_s(self) -> float | None:
@@ -140,6 +158,9 @@ class Attempts:
 
     def hedge(self) -> bool:
         """Whether the request is sent once more, beside what is under way."""
+        if not self._is_late:
+            self._is_late = True
+            self._budget.be_late()
         if not self._budget.spend():
             return False
         self._failed += 1
