@@ -57,14 +57,15 @@ unpack_debian() {
 # download PACKAGE...: these, and the libraries that the packages in $needing need, into $work. No command's error ends
 # the script where it is called: each must be passed on.
 download() {
-    local needed
+    local found needed
     apt_get download "$@" || return
     [ ${#needing[@]} -gt 0 ] || return 0
     # Not the C library: it goes with the loader.
-    mapfile -t needed < <(
+    found=$(
         apt-cache "${apt_options[@]}" depends "${needing[@]}" |
             awk '$1 ~ /Depends:$/ && $2 ~ /^(lib|zlib|lua)/ && $2 != "libc6" { print $2 }' | sort -u
-    )
+    ) && [ -n "$found" ] || return
+    mapfile -t needed <<<"$found"
     apt_get download "${needed[@]}"
 }
 

@@ -37,8 +37,8 @@ SHORT = Plan(soak_requests=56_000)
 """The soak shows faults that grow fast; slow ones are seen by `make soak`."""
 
 
-_OPTIONS = {"nginx": ("--open-when-loaded",)}
-"""nginx does not ask for health: it would send calls to a node that listens and is not ready."""
+_OPTIONS = {"nginx": ("--open-when-loaded", "--exit-on-error")}
+"""nginx does not ask for health: it would send calls to a node that listens and is not ready, or has no model."""
 
 
 class Parts:

@@ -34,7 +34,7 @@ def save(figures: dict[str, float], rounds: list[dict[str, float]]) -> None:
 
 def _events_table(figures: dict[str, float]) -> list[str]:
     lines = [
-        f"| lost of all calls; sent again by the client; p99 over the usual | {' | '.join(WAYS)} |",
+        f"| lost of all calls; tried again after a failure; p99 over the usual | {' | '.join(WAYS)} |",
         f"|---|{'---|' * len(WAYS)}",
     ]
     for event in (*EVENTS, "partition"):

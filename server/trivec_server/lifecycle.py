@@ -126,7 +126,8 @@ class _Server:
                     loading.cancel()
                     if looking is not None:
                         looking.cancel()
-                    await self._drain(listener, pause_s=0.0 if fault else self._settings.drain_pause_s)
+                    has_callers = listener.is_open and fault is None
+                    await self._drain(listener, pause_s=self._settings.drain_pause_s if has_callers else 0.0)
                     if still_loading:
                         _leave("a model is still loading")
                     announcing.cancel()
@@ -138,7 +139,7 @@ class _Server:
     async def _end_start(self, listener: Listener, grpc_port: int | None, metrics_port: int | None) -> str | None:
         """Opens the port if it is not open yet, and says what is served; or the fault for which the server stops."""
         fault = self._fault_of_start()
-        if fault is None and grpc_port is None:
+        if fault is None and grpc_port is None and not self._stop.is_set():
             try:
                 grpc_port = await listener.open()
             except CommandError as error:

@@ -21,7 +21,7 @@ from trivec_client import (
     UnavailableError,
 )
 from trivec_client.errors import STATUS_DETAILS_KEY
-from trivec_client.retry import Attempts, HedgeBudget
+from trivec_client.retry import HEDGE_RESERVE, Attempts, HedgeBudget
 
 from tests.rpc.client_calls import KINDS, AnyClient, Kind, connect
 from tests.rpc.jumping_clock import AsyncJumpingClock, JumpingClock
@@ -330,24 +330,51 @@ def test_a_policy_that_cannot_be_right_is_refused(field_name: str, value: float)
         RetryPolicy(**{field_name: value})  # type: ignore[arg-type]
 
 
-def hedges(budget: HedgeBudget, late: Iterable[bool]) -> int:
-    """How many of these requests are hedged: each begins, and is or is not late."""
+def hedges(budget: HedgeBudget, requests: Iterable[tuple[bool, bool]]) -> int:
+    """How many hedges there are for these requests, of each of which the send, and then its hedge, is late or not."""
     count = 0
-    for is_late in late:
+    for is_late, hedge_is_late in requests:
         attempts = Attempts(
             RetryPolicy(hedging_delay_s=0.1), budget, deadline_s=None, now_s=lambda: 0.0, random=lambda: 0.0
         )
-        count += is_late and attempts.hedge()
+        has_hedge = is_late and attempts.hedge()
+        has_second = has_hedge and hedge_is_late and attempts.hedge()
+        count += has_hedge + has_second
+        attempts.answered(is_latest=not has_second and (has_hedge or not is_late))
     return count
 
 
 def test_while_one_of_three_servers_is_silent_every_late_request_is_hedged() -> None:
-    late = [number % 3 == 0 for number in range(150)]
-    assert hedges(HedgeBudget(0.1), late) == sum(late)
+    requests = [(number % 3 == 0, False) for number in range(150)]
+    assert hedges(HedgeBudget(0.1), requests) == 50
 
 
 def test_while_all_servers_are_slow_few_requests_are_hedged() -> None:
     """And as soon as they are not, hedging goes on."""
     budget = HedgeBudget(0.1)
-    assert hedges(budget, [True] * 1000) < 50
-    assert hedges(budget, [False] * 100 + [True]) == 1
+    assert hedges(budget, [(True, True)] * 1000) < HEDGE_RESERVE
+    assert hedges(budget, [(False, False)] * 100 + [(True, False)]) == 1
+
+
+def test_there_are_no_more_hedges_than_their_share_of_the_requests() -> None:
+    requests = [(True, False), (False, False)] * 500
+    assert hedges(HedgeBudget(0), requests) == HEDGE_RESERVE
+    assert hedges(HedgeBudget(0.1), requests) == pytest.approx(HEDGE_RESERVE + 100, abs=2)
+
+
+def test_a_hedge_is_counted_once() -> None:
+    """Two sends that gRPC sent twice each: one more than that is the fifth."""
+    attempts = Attempts(
+        RetryPolicy(max_attempts=5, hedging_delay_s=0.1),
+        HedgeBudget(0.1),
+        deadline_s=None,
+        now_s=lambda: 0.0,
+        random=lambda: 0.0,
+        sends_per_try=2,
+    )
+    gone = UnavailableError(grpc.StatusCode.UNAVAILABLE, "gone")
+    assert attempts.hedge()
+    assert attempts.waits_for_others(gone)
+    assert attempts.delay_s(gone) > 0
+    with pytest.raises(UnavailableError):
+        attempts.delay_s(gone)

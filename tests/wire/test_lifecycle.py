@@ -218,8 +218,8 @@ def test_if_asked_the_port_opens_once_the_models_have_failed(repository: Path) -
         assert next(client.watch()).status == NOT_SERVING
 
 
-def test_a_server_whose_port_is_not_open_yet_stops_as_others_do(repository: Path) -> None:
-    with scripted_process(repository, commands=("hold-building",), open_when_loaded=True, drain_pause_s=0) as server:
+def test_a_server_whose_port_is_not_open_yet_stops_without_a_pause(repository: Path) -> None:
+    with scripted_process(repository, commands=("hold-building",), open_when_loaded=True, drain_pause_s=600) as server:
         server.expect("building")
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -147,13 +147,17 @@ class BlockingRunner:
             ThreadPoolExecutor(self._settings.retry.max_attempts, thread_name_prefix="trivec-client-send") as threads,
             running.track(RunningCalls) as ours,
         ):
-            sends = {threads.submit(self._attempt, job, timeout_s, ours)}
+            latest = threads.submit(self._attempt, job, timeout_s, ours)
+            sends = {latest}
             while True:
                 done, sends = wait(sends, timeout=attempts.hedging_delay_s(), return_when=FIRST_COMPLETED)
                 if not done and attempts.hedge():
-                    sends.add(threads.submit(self._attempt, job, attempts.timeout_s(), ours))
+                    latest = threads.submit(self._attempt, job, attempts.timeout_s(), ours)
+                    sends.add(latest)
                 for send in sorted(done, key=_has_failed):
                     error = send.exception()
+                    if error is None:
+                        attempts.answered(is_latest=send is latest)
                     if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
                         return send.result()
 

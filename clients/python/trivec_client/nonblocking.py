@@ -93,16 +93,20 @@ class AsyncRunner:
         timeout_s = attempts.timeout_s()
         if attempts.hedging_delay_s() is None:
             return await self._attempt(job, timeout_s)
-        sends = {asyncio.create_task(self._attempt(job, timeout_s))}
+        latest = asyncio.create_task(self._attempt(job, timeout_s))
+        sends = {latest}
         try:
             while True:
                 done, sends = await asyncio.wait(
                     sends, timeout=attempts.hedging_delay_s(), return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done and attempts.hedge():
-                    sends.add(asyncio.create_task(self._attempt(job, attempts.timeout_s())))
+                    latest = asyncio.create_task(self._attempt(job, attempts.timeout_s()))
+                    sends.add(latest)
                 for send in sorted(done, key=_has_failed):
                     error = send.exception()
+                    if error is None:
+                        attempts.answered(is_latest=send is latest)
                     if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
                         return send.result()
         finally:

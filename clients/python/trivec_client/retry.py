@@ -10,10 +10,10 @@ from trivec_client.errors import DeadlineExceededError, OverloadedError, TrivecC
 
 HEDGE_RESERVE = 100
 """Hedges that a client may save up."""
-_MOST_LATE = 2 / 3
-"""Of the latest requests; of two servers one may be silent."""
-_LATE_WEIGHT = 1 / 32
-"""Of one request in the moving average of those that are late."""
+_MOST_LATE = 0.8
+"""Of the latest sends, hedges included; of two servers one may be silent."""
+_JUDGED_WEIGHT = 1 / 32
+"""Of one send in the moving average of those that are late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,13 @@ class RetryPolicy:
         multiplier: how much longer each wait is than the last.
         jitter: each wait is made longer by up to this share of it, at random, so that clients do not come back at once.
         overload_timeout_s: how long to go on after the first refusal under load. 0: never again.
-        hedging_delay_s: a request that is not answered after so long is sent once more, of several servers in turn to
-            another, and so on after each further delay. The first answer counts, and the other sends are cancelled
-            (gRPC A6; J. Dean and L. A. Barroso, The Tail at Scale, 2013). None: it is sent once; a server that hangs
-            is then left when it does not answer pings. After a refusal under load a request is not hedged any more.
+        hedging_delay_s: a request that is not answered after so long is sent once more, of several servers to the next
+            one, and so on after each further delay, or after the wait that a server asks for. The first answer counts,
+            and the other sends are cancelled (gRPC A6; J. Dean and L. A. Barroso, The Tail at Scale, 2013). None: it is
+            sent once; a server that hangs is then left when it does not answer pings.
         hedge_share: how many hedges there may be: 100, and for each request that begins this share of one more.
-            Servers that are slow because there is too much to do are not given more: there are none either while more
-            than two thirds of the latest requests were not answered within `hedging_delay_s`.
+            Servers that are slow because there is too much to do are not given more: there are none either while four
+            in five of the latest sends, hedges included, are not answered within `hedging_delay_s`.
     """
 
     max_attempts: int = 5
@@ -70,8 +70,8 @@ class HedgeBudget:
     """
     Which hedges a client may send; safe to share between threads. See `hedge_share`.
 
-    One server that is silent makes its share of the requests late. Where most are late, all servers are busy, and
-    hedges would only add to that.
+    Beside a server that is silent others answer in time, hedges at the latest. Where nearly nothing is answered in
+    time, all servers are busy, and hedges would only add to that.
     """
 
     def __init__(self, share: float) -> None:
@@ -84,12 +84,11 @@ class HedgeBudget:
         """A request begins."""
         with self._lock:
             self._left = min(self._left + self._share, HEDGE_RESERVE)
-            self._late_share *= 1 - _LATE_WEIGHT
 
-    def be_late(self) -> None:
-        """A request is not answered after its hedging delay."""
+    def judge(self, *, is_late: bool) -> None:
+        """Whether a send was not answered within the hedging delay, or was."""
         with self._lock:
-            self._late_share += _LATE_WEIGHT
+            self._late_share += _JUDGED_WEIGHT * (is_late - self._late_share)
 
     def spend(self) -> bool:
         """Takes one hedge, if there is one."""
@@ -134,7 +133,8 @@ class Attempts:
         self._has_other_servers = has_other_servers
         self._backoffs = 0
         self._failed = 0
-        self._is_late = False
+        self._is_judged = False
+        self._pushback_s = 0.0
         self._overloaded_since_s: float | None = None
 
     def timeout_s(self) -> float | None:
@@ -153,27 +153,36 @@ class Attempts:
 
     def hedging_delay_s(self) -> float | None:
         """Seconds to wait for an answer before `hedge` is asked; None: as long as it takes."""
-        may_hedge = self._overloaded_since_s is None and self._failed + 1 < self._policy.max_attempts
-        return self._policy.hedging_delay_s if may_hedge else None
+        if self._policy.hedging_delay_s is None or self._failed + 1 >= self._policy.max_attempts:
+            return None
+        return max(self._policy.hedging_delay_s, self._pushback_s)
 
     def hedge(self) -> bool:
-        """Whether the request is sent once more, beside what is under way."""
-        if not self._is_late:
-            self._is_late = True
-            self._budget.be_late()
-        if not self._budget.spend():
+        """Whether the request, not answered after the delay, is sent once more, beside what is under way."""
+        if not self._is_judged:
+            self._is_judged = True
+            self._budget.judge(is_late=True)
+        is_over = self._deadline_s is not None and self._now_s() >= self._deadline_s
+        if is_over or not self._budget.spend():
             return False
         self._failed += 1
+        self._is_judged = False
+        self._pushback_s = 0.0
         return True
+
+    def answered(self, *, is_latest: bool) -> None:
+        """A send was answered; of one that others have joined it is known already that it is late."""
+        if is_latest and not self._is_judged:
+            self._budget.judge(is_late=False)
 
     def waits_for_others(self, error: TrivecClientError) -> bool:
         """Whether, when one of several sends under way has ended so, another may still bring an answer."""
         if error.code is grpc.StatusCode.UNAVAILABLE:
-            self._failed += self._sends_per_try
+            # One of them was counted when it was sent, as a hedge.
+            self._failed += self._sends_per_try - 1
             return True
-        if isinstance(error, OverloadedError) and self._policy.overload_timeout_s:
-            if self._overloaded_since_s is None:
-                self._overloaded_since_s = self._now_s()
+        if isinstance(error, OverloadedError):
+            self._pushback_s = error.retry_after_s or self._policy.initial_backoff_s
             return True
         return False
 

@@ -87,6 +87,7 @@ class Listener:
             handlers = (self._inference.management_handler(scope), ServedElsewhere(scope))
             self._management = self._new_server(scope, handlers, (INFERENCE_SERVICE_NAME,))
         self.management_port: int | None = None
+        self.is_open = False
 
     def _new_server(
         self, scope: CallScope, handlers: tuple[grpc.GenericRpcHandler, ...], names: tuple[str, ...]
@@ -129,6 +130,7 @@ class Listener:
         settings = self._settings
         port = self._bind(self._server, settings.host, settings.grpc_port, _PORT_FLAGS)
         await self._server.start()
+        self.is_open = True
         self._connections.watch([port], settings.limits.max_connections)
         return port
 
