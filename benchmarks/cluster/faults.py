@@ -16,6 +16,12 @@ IN_FLIGHT = 32
 WARM_S = 2.0
 CAPACITY_S = 4.0
 BALANCE_S = 8.0
+_HEDGED = {"client": ("hang",), "nginx": ("hang", "partition")}
+"""
+Events that calls wait for: clients by themselves until pings tell them, through nginx until their deadlines. Hedges are
+for those who do not want to. Whether clients by themselves leave a node that is cut off is seen without them.
+"""
+
 POLLING = (
     *("--model-control-mode", "poll"),
     *("--repository-poll-secs", "1", "--repository-stability-secs", "0.5"),
@@ -49,16 +55,14 @@ def _groups(way: str, usual: Usual, names: Sequence[str]) -> Iterator[tuple[tupl
     """Events, and the options of the clients that they are measured with."""
     # What a proxy loses of a killed node's calls is seen only if clients do not send them again.
     alone = [name for name in names if name == "kill" and way != "client"]
-    # Whether calls leave a node that cannot be reached is seen only if its calls are late, not if hedges help them.
-    # Only nginx does not find that out by itself.
-    plain = [name for name in names if name not in alone and (way == "envoy" or (way, name) == ("client", "partition"))]
-    hedged = [name for name in names if name not in (*alone, *plain)]
+    hedged = [name for name in names if name in _HEDGED.get(way, ())]
+    plain = [name for name in names if name not in (*alone, *hedged)]
     if alone:
         yield ("--no-retries",), alone
-    if hedged:
-        yield ("--hedging-delay-s", f"{usual.p99_s:.6f}"), hedged
     if plain:
         yield (), plain
+    if hedged:
+        yield ("--hedging-delay-s", f"{usual.p99_s:.6f}"), hedged
 
 
 def _is_sum(name: str) -> bool:
