@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.cluster.events import EVENTS
 from benchmarks.cluster.figures import combine, judge, print_figures
-from benchmarks.cluster.parts import PARTS, Parts, Plan
+from benchmarks.cluster.parts import PARTS, USUAL_PARTS, Parts, Plan
 from benchmarks.cluster.results import save
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         figures: dict[str, float] = {}
         with tempfile.TemporaryDirectory(prefix="trivec-cluster-") as folder, Parts(plan, Path(folder)) as parts:
-            for part in arguments.part or PARTS:
+            for part in arguments.part or USUAL_PARTS:
                 if part != "soak" or number == 0:
                     figures |= parts.measure(part)
         rounds.append(figures)

@@ -24,8 +24,9 @@ for those who do not want to. Whether clients by themselves leave a node that is
 
 POLLING = (
     *("--model-control-mode", "poll"),
-    *("--repository-poll-secs", "1", "--repository-stability-secs", "0.5"),
+    *("--repository-poll-secs", "5", "--repository-stability-secs", "0.5"),
 )
+"""Not so often that the nodes, which share the processors here, would all load a new version at once."""
 
 
 @dataclass(frozen=True, slots=True)
