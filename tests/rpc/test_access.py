@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from inference import grpc_service_pb2 as kserve
 from trivec.v1 import embedding_pb2 as pb
 from trivec_server.errors import SecurityFileError
@@ -63,11 +63,19 @@ async def call_list_models(server: RunningServer, metadata: Metadata) -> None:
     await server.stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
 
 
+def stream(server: RunningServer, method: str) -> "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]":
+    """
+    A method of streams, for one request: it is sent together with the stream's opening. Where a server ends a stream
+    before a request is written, grpc.aio reports INTERNAL in the place of its status.
+    """
+    opened: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = server.channel.unary_stream(method)
+    return opened
+
+
 async def call_embed_stream(server: RunningServer, metadata: Metadata) -> None:
-    call = server.stub.EmbedStream(metadata=metadata)
-    await call.write(pb.EmbedStreamRequest(id="1", request=pb.EmbedRequest(texts=["w10"])))
-    await call.done_writing()
-    assert [answer.id async for answer in call] == ["1"]
+    request = pb.EmbedStreamRequest(id="1", request=pb.EmbedRequest(texts=["w10"])).SerializeToString()
+    call = stream(server, "/trivec.v1.EmbeddingService/EmbedStream")(request, metadata=metadata)
+    assert [pb.EmbedStreamResponse.FromString(answer).id async for answer in call] == ["1"]
 
 
 async def call_infer(server: RunningServer, metadata: Metadata) -> None:
@@ -76,12 +84,7 @@ async def call_infer(server: RunningServer, metadata: Metadata) -> None:
 
 
 async def call_stream_infer(server: RunningServer, metadata: Metadata) -> None:
-    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = server.channel.stream_stream(
-        f"/{SERVICE}/ModelStreamInfer"
-    )
-    call = method(metadata=metadata)
-    await call.write(embed("w10").SerializeToString())
-    await call.done_writing()
+    call = stream(server, f"/{SERVICE}/ModelStreamInfer")(embed("w10").SerializeToString(), metadata=metadata)
     assert len([answer async for answer in call]) == 1
 
 
@@ -96,9 +99,8 @@ async def call_server_live(server: RunningServer, metadata: Metadata) -> None:
 
 
 async def call_reflection(server: RunningServer, metadata: Metadata) -> None:
-    call = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(metadata=metadata)
-    await call.write(reflection_pb2.ServerReflectionRequest(list_services="*"))
-    await call.done_writing()
+    request = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
+    call = stream(server, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(request, metadata=metadata)
     assert len([answer async for answer in call]) == 1
 
 

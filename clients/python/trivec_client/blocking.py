@@ -166,7 +166,7 @@ class BlockingRunner:
         how = {"timeout": timeout_s, "metadata": self._metadata}
         try:
             if job.rpc is Rpc.EMBED_STREAM:
-                with running.track(lambda: self._rpcs.by_name[job.rpc](iter([job.request]), **how)) as stream:
+                with running.track(lambda: self._rpcs.by_name[job.rpc](job.request, **how)) as stream:
                     for response in stream:
                         assembly.add(response)
             else:

@@ -119,7 +119,7 @@ class AsyncRunner:
         how = {"timeout": timeout_s, "metadata": self._metadata}
         try:
             if job.rpc is Rpc.EMBED_STREAM:
-                stream = self._rpcs.by_name[job.rpc](iter([job.request]), **how)
+                stream = self._rpcs.by_name[job.rpc](job.request, **how)
                 try:
                     async for response in stream:
                         assembly.add(response)
