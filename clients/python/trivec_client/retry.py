@@ -52,7 +52,7 @@ class RetryPolicy:
     jitter: float = 0.25
     overload_timeout_s: float = 300.0
     hedging_delay_s: float | None = None
-    hedge_share: float = 0.1
+    hedge_share: float = 0.2
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
