@@ -6,7 +6,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -99,6 +101,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        await _start_threads()
         self._control.scan()
         listener = Listener(self._settings, self._registry, self._metrics, self._control, self._tracing)
         fault = None
@@ -235,6 +238,17 @@ class _Server:
         except TimeoutError:
             _leave(waits_for)
         _log.info("stopped")
+
+
+async def _start_threads() -> None:
+    """
+    The event loop's threads, all of them at once. Left to itself the pool adds one whenever all are busy, for days, and
+    each takes memory of its own: what the process holds would grow with the rarest of its bursts.
+    """
+    count = min(32, (os.cpu_count() or 1) + 4)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(count, thread_name_prefix="event loop"))
+    all_run = threading.Barrier(count)
+    await asyncio.gather(*(asyncio.to_thread(all_run.wait) for _ in range(count)))
 
 
 def _settle_memory() -> None:
