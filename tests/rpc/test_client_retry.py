@@ -340,7 +340,8 @@ def hedges(budget: HedgeBudget, requests: Iterable[tuple[bool, bool]]) -> int:
         has_hedge = is_late and attempts.hedge()
         has_second = has_hedge and hedge_is_late and attempts.hedge()
         count += has_hedge + has_second
-        attempts.answered(is_latest=not has_second and (has_hedge or not is_late))
+        is_latest = not has_second and (has_hedge or not is_late)
+        assert attempts.is_decided_by(None, is_latest=is_latest, has_others=False)
     return count
 
 
@@ -374,7 +375,7 @@ def test_a_hedge_is_counted_once() -> None:
     )
     gone = UnavailableError(grpc.StatusCode.UNAVAILABLE, "gone")
     assert attempts.hedge()
-    assert attempts.waits_for_others(gone)
+    assert not attempts.is_decided_by(gone, is_latest=True, has_others=True)
     assert attempts.delay_s(gone) > 0
     with pytest.raises(UnavailableError):
         attempts.delay_s(gone)

@@ -32,9 +32,9 @@ SENDS_PER_TRY = 2
 """How often gRPC sends one try of a unary call, where there are other servers to send it to."""
 
 _EJECTION: dict[str, object] = {
-    # A server that answers none of at least five calls in a row of 0.3 s gets no more for 3 s, then for longer: by then
-    # pings have told whether it hangs. One good answer is enough to stay, since of servers that are overloaded, or get
-    # wrong requests, most answers are failures. Never more than a third of the servers, or one, whatever fails.
+    # A server that ends none of its calls well, at least five within 0.3 s, gets no more for 3 s: by then pings have
+    # told whether it hangs. One good answer is enough to stay, since of servers that are overloaded, or get wrong
+    # requests, most answers are failures. Never more than a third of the servers, rounded up, whatever fails.
     "interval": "0.3s",
     "baseEjectionTime": "3s",
     "maxEjectionTime": "15s",

@@ -155,10 +155,7 @@ class BlockingRunner:
                     latest = threads.submit(self._attempt, job, attempts.timeout_s(), ours)
                     sends.add(latest)
                 for send in sorted(done, key=_has_failed):
-                    error = send.exception()
-                    if error is None:
-                        attempts.answered(is_latest=send is latest)
-                    if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
+                    if attempts.is_decided_by(send.exception(), is_latest=send is latest, has_others=bool(sends)):
                         return send.result()
 
     def _attempt(self, job: Job[Any, Result], timeout_s: float | None, running: RunningCalls) -> Result:

@@ -104,10 +104,7 @@ class AsyncRunner:
                     latest = asyncio.create_task(self._attempt(job, attempts.timeout_s()))
                     sends.add(latest)
                 for send in sorted(done, key=_has_failed):
-                    error = send.exception()
-                    if error is None:
-                        attempts.answered(is_latest=send is latest)
-                    if not (sends and isinstance(error, TrivecClientError) and attempts.waits_for_others(error)):
+                    if attempts.is_decided_by(send.exception(), is_latest=send is latest, has_others=bool(sends)):
                         return send.result()
         finally:
             for send in sends:

@@ -170,13 +170,18 @@ class Attempts:
         self._pushback_s = 0.0
         return True
 
-    def answered(self, *, is_latest: bool) -> None:
-        """A send was answered; of one that others have joined it is known already that it is late."""
-        if is_latest and not self._is_judged:
-            self._budget.judge(is_late=False)
+    def is_decided_by(self, error: BaseException | None, *, is_latest: bool, has_others: bool) -> bool:
+        """
+        Whether a send that ended so, None if it was answered, decides how the try ends, rather than others under way.
+        """
+        if error is None:
+            # Of one that others have joined it is known already that it is late.
+            if is_latest and not self._is_judged:
+                self._budget.judge(is_late=False)
+            return True
+        return not (has_others and isinstance(error, TrivecClientError) and self._waits_for_others(error))
 
-    def waits_for_others(self, error: TrivecClientError) -> bool:
-        """Whether, when one of several sends under way has ended so, another may still bring an answer."""
+    def _waits_for_others(self, error: TrivecClientError) -> bool:
         if error.code is grpc.StatusCode.UNAVAILABLE:
             # One of them was counted when it was sent, as a hedge.
             self._failed += self._sends_per_try - 1
